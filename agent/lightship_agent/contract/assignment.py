@@ -1,0 +1,73 @@
+"""Contract: the assignment, what one device shall run.
+
+Rules:
+* it travels as a DSSE envelope signed by the `director` key; this module only knows the payload;
+* `seq` never goes down for a device: a legitimate rollback is a new assignment of an older bundle;
+* it names the bundle by path, sha256 and length, and only a bundle that the release plane lists with the same
+  three is accepted: whoever steals the director's key can choose among released models and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from .codes import TrustError
+from .wire import canonical_json
+
+PAYLOAD_TYPE: Final = "application/vnd.lightship.assignment+json"
+MAX_ENVELOPE: Final = 16 * 1024  # bytes
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """The signed payload. Times are Unix seconds, UTC."""
+
+    device: str
+    seq: int
+    issued: int
+    expires: int
+    model: str
+    version: int
+    path: str  # the TUF target of the uncompressed bundle
+    sha256: str
+    length: int
+    mode: Literal["serve"] = "serve"
+    rollout: str = ""
+
+
+def assignment_bytes(assignment: Assignment) -> bytes:
+    """Canonical JSON, what is signed."""
+    return canonical_json(assignment)
+
+
+def parse_assignment(payload: bytes) -> Assignment:
+    """The assignment in a verified payload.
+
+    Raises:
+        TrustError: trust.metadata.
+    """
+    try:
+        return msgspec.json.decode(payload, type=Assignment)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as e:
+        raise TrustError("trust.metadata", f"The assignment is malformed: {e}.") from e
+
+
+def check_assignment(assignment: Assignment, *, device: str, floor: int, now: float) -> None:
+    """Refuse what is not for this device, older than `floor`, or past its time.
+
+    Args:
+        assignment: the verified payload.
+        device: this device's id.
+        floor: the highest `seq` accepted so far.
+        now: Unix seconds, never before the latest time this device has seen.
+
+    Raises:
+        TrustError: trust.foreign, trust.rollback, trust.expired.
+    """
+    if assignment.device != device:
+        raise TrustError("trust.foreign", f"Assignment for {assignment.device!r} reached {device!r}.")
+    if assignment.seq < floor:
+        raise TrustError("trust.rollback", f"Assignment seq {assignment.seq} is below the accepted {floor}.")
+    if assignment.expires <= now:
+        raise TrustError("trust.expired", f"Assignment seq {assignment.seq} expired at {assignment.expires}.")

@@ -1,0 +1,286 @@
+"""Contract: every error has a stable code, and every code has a meaning and an exit status.
+
+    LightshipError                    the root; carries .code, .remedy and .exit_status
+      WireError        wire.*         bytes that are not the message they should be
+      InvalidNameError name.*         an identifier outside the allowed alphabet
+      SettingsError    settings.*     configuration that can't work
+      DataError        data.*         a dataset that doesn't fit its schema
+      TrainError       train.*        a run that failed
+      GateError        gate.*         a version that may not go further
+      ConvertError     convert.*      a model that can't become ONNX, or isn't the same there
+      RegistryError    registry.*     unknown or ill-timed registry operations
+      BundleError      bundle.*       a broken or incompatible bundle
+      ReleaseError     release.*      signing and publishing
+      TrustError       trust.*        signatures, versions and digests that don't verify
+      EnrolError       enrol.*        identity: tokens, requests, certificates
+      LinkError        link.*         network, broker
+      UpdateError      update.*       trying and applying a bundle on a device
+      ServingError     serving.*      a request that can't be answered
+      FleetError       fleet.*        devices and rollouts
+      StorageError     storage.*      disk and database
+      AccessError      access.*       who may do what
+      DriftError       drift.*        evidence that is not there
+
+Rules: a code, once released, keeps its meaning. Telemetry counts codes, exit statuses follow their family,
+and `docs/reference/errors.md` is generated from `CODES`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+#: Process exit status per family. 0 is success, 1 an unexpected crash, 2 wrong usage of the command line.
+EXIT_STATUS: Final[dict[str, int]] = {
+    "wire": 10,
+    "name": 11,
+    "settings": 12,
+    "data": 13,
+    "train": 14,
+    "gate": 15,
+    "convert": 16,
+    "registry": 17,
+    "bundle": 18,
+    "release": 19,
+    "trust": 20,
+    "enrol": 21,
+    "link": 22,
+    "update": 23,
+    "serving": 24,
+    "fleet": 25,
+    "storage": 26,
+    "access": 27,
+    "drift": 28,
+}
+
+CODES: Final[dict[str, str]] = {
+    "wire.malformed": "The bytes are not a message of the expected type.",
+    "wire.too-large": "The message is larger than its bound, before or after inflating.",
+    "name.invalid": "An identifier holds characters outside its alphabet, or is too long.",
+    "settings.invalid": "A setting has a value that can't be used.",
+    "settings.missing": "A setting that has no default was not given.",
+    "settings.port-taken": "The address is in use by another program.",
+    "data.unreadable": "The file can't be read as CSV (or Parquet, where installed).",
+    "data.empty": "The dataset has no rows, or no columns besides the target.",
+    "data.column-missing": "A column that the schema or the command names is not in the file.",
+    "data.column-unexpected": "The file has a column the schema does not know.",
+    "data.type": "A value is not of the type its column has.",
+    "data.missing-value": "A value is missing where the schema allows none.",
+    "data.range": "A value is outside what its column can hold (not finite, or too large for float32).",
+    "data.unknown": "No dataset of that name or digest.",
+    "data.profile-mismatch": "Counts and profile do not have the same layout.",
+    "train.unknown-estimator": "The recipe names an estimator that is not known, or not allowed.",
+    "train.recipe": "The recipe is malformed, or its parameters do not fit the estimator.",
+    "train.failed": "Fitting raised; the run is recorded as failed with the estimator's own words.",
+    "gate.metric": "A metric is below the minimum the gate sets.",
+    "gate.champion": "The challenger is worse than the champion by more than the gate allows.",
+    "gate.reason-required": "Forcing a version past a gate needs a reason, which is audited.",
+    "convert.refused": "This kind of model is known to convert wrongly or not at all.",
+    "convert.failed": "The converter raised.",
+    "convert.timeout": "Conversion exceeded its time or memory and was stopped.",
+    "convert.parity": "The ONNX model does not agree with the original on the parity rows.",
+    "convert.invalid-onnx": "The file is not a valid ONNX model, or needs what the device must not load.",
+    "registry.unknown-model": "No registered model of that name.",
+    "registry.unknown-version": "The registered model has no such version or alias.",
+    "registry.state": "The version is not in a state that allows this.",
+    "bundle.malformed": "The archive is not a flat, deterministic ustar of known members.",
+    "bundle.digest": "The bytes do not have the digest they were promised to have.",
+    "bundle.too-large": "The bundle, or one of its members, exceeds its bound.",
+    "bundle.manifest": "The manifest is malformed or inconsistent with the members.",
+    "bundle.incompatible": "This device can't run the bundle (agent, runtime, opset, memory or device class).",
+    "release.exists": "A release of that path exists with other bytes.",
+    "release.keys": "Signing keys are missing or unreadable.",
+    "release.unknown": "No such release.",
+    "trust.signature": "Signed metadata or an assignment does not verify with enough trusted keys.",
+    "trust.expired": "Signed metadata or an assignment has expired: updates stop, serving goes on.",
+    "trust.rollback": "Signed metadata or an assignment is older than one already accepted.",
+    "trust.digest": "Downloaded bytes do not match the signed length or digest.",
+    "trust.not-released": "The assignment names a bundle that is not in the signed release list.",
+    "trust.foreign": "The assignment is meant for another device.",
+    "trust.metadata": "Signed metadata is malformed or missing.",
+    "enrol.token": "The join token is unknown, used up, expired or bound to another device.",
+    "enrol.request": "The certificate request is not acceptable (name, key type or proof of possession).",
+    "enrol.taken": "A device of that id is already enrolled.",
+    "enrol.pin": "The server's certificate authority is not the one the token names.",
+    "enrol.not-enrolled": "This device has no identity yet.",
+    "enrol.revoked": "The device has been revoked.",
+    "enrol.certificate": "A client certificate is required, or the one shown is not acceptable.",
+    "link.unreachable": "The server can't be reached.",
+    "link.status": "The server answered with an unexpected status.",
+    "link.slow": "The transfer was slower than its minimum rate or missed its deadline.",
+    "link.broker": "No MQTT broker can be started or reached.",
+    "update.probe-failed": "The bundle failed in the probe process.",
+    "update.probe-timeout": "The probe process exceeded its time, CPU or memory.",
+    "update.golden": "The golden rows do not agree on this device's CPU.",
+    "update.budget": "Latency or memory is above the manifest's budget on this device.",
+    "update.swap": "The new model could not be made ready to serve.",
+    "update.soak": "The new model failed while soaking.",
+    "update.server-unreachable": "The control plane could not be reached after the swap.",
+    "update.interrupted": "The update was cut short and was taken back at start.",
+    "update.penalty": "The bundle failed too often here and waits in the penalty box.",
+    "serving.malformed": "The request is not what the protocol says.",
+    "serving.unknown-model": "No such model or version is being served here.",
+    "serving.no-model": "This device has no model yet.",
+    "serving.input": "Inputs do not fit the model: name, datatype, shape or content.",
+    "serving.output": "A requested output does not exist.",
+    "serving.too-large": "The request body or batch exceeds its bound.",
+    "serving.overloaded": "The queue is full; try again after Retry-After seconds.",
+    "serving.method": "The method is not supported on this path.",
+    "serving.not-found": "No such path.",
+    "serving.runtime": "The runtime raised while predicting.",
+    "serving.unknown-prediction": "No recent prediction has that id.",
+    "fleet.unknown-device": "No such device.",
+    "fleet.unknown-rollout": "No such rollout.",
+    "fleet.rollout-state": "The rollout is not in a state that allows this.",
+    "fleet.rollout-spec": "The rollout's plan is malformed or selects no device.",
+    "fleet.group-busy": "Another rollout of this model is already under way on some of these devices.",
+    "storage.full": "No space is left; nothing was half-written.",
+    "storage.unwritable": "The directory can't be written.",
+    "storage.schema": "The database is of another version; run `lightship db upgrade`.",
+    "storage.not-initialised": "This is not a Lightship home; run `lightship init`.",
+    "storage.corrupt": "A stored file or the audit chain is not what was written.",
+    "access.token": "An API token is required, or the one shown is not valid.",
+    "drift.unknown": "No drift evidence for that device or model.",
+}
+
+
+class LightshipError(Exception):
+    """The root of every error Lightship raises on purpose.
+
+    Args:
+        code: a key of `CODES`, within the class's family.
+        message: what was expected and what was found.
+        remedy: what to do next; may be empty where the message already says it.
+    """
+
+    family: ClassVar[str] = ""
+
+    def __init__(self, code: str, message: str, *, remedy: str = "") -> None:
+        if code not in CODES or not code.startswith(self.family):
+            bug = f"{code!r} is not a code of family {self.family!r}"
+            raise AssertionError(bug)
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+
+    @property
+    def exit_status(self) -> int:
+        """The process exit status of this error's family."""
+        return EXIT_STATUS[self.code.partition(".")[0]]
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".rstrip()
+
+
+class WireError(LightshipError):
+    """Bytes that are not the message they should be."""
+
+    family = "wire."
+
+
+class InvalidNameError(LightshipError):
+    """An identifier outside its alphabet."""
+
+    family = "name."
+
+
+class SettingsError(LightshipError):
+    """Configuration that can't work."""
+
+    family = "settings."
+
+
+class DataError(LightshipError):
+    """A dataset that does not fit its schema."""
+
+    family = "data."
+
+
+class TrainError(LightshipError):
+    """A run that failed."""
+
+    family = "train."
+
+
+class GateError(LightshipError):
+    """A version that may not go further."""
+
+    family = "gate."
+
+
+class ConvertError(LightshipError):
+    """A model that can't become ONNX, or is not the same there."""
+
+    family = "convert."
+
+
+class RegistryError(LightshipError):
+    """Unknown or ill-timed registry operations."""
+
+    family = "registry."
+
+
+class BundleError(LightshipError):
+    """A broken or incompatible bundle."""
+
+    family = "bundle."
+
+
+class ReleaseError(LightshipError):
+    """Signing and publishing went wrong."""
+
+    family = "release."
+
+
+class TrustError(LightshipError):
+    """Signatures, versions or digests that do not verify."""
+
+    family = "trust."
+
+
+class EnrolError(LightshipError):
+    """Identity: tokens, certificate requests, certificates."""
+
+    family = "enrol."
+
+
+class LinkError(LightshipError):
+    """Network and broker."""
+
+    family = "link."
+
+
+class UpdateError(LightshipError):
+    """Trying and applying a bundle on a device."""
+
+    family = "update."
+
+
+class ServingError(LightshipError):
+    """A request that can't be answered."""
+
+    family = "serving."
+
+
+class FleetError(LightshipError):
+    """Devices and rollouts."""
+
+    family = "fleet."
+
+
+class StorageError(LightshipError):
+    """Disk and database."""
+
+    family = "storage."
+
+
+class AccessError(LightshipError):
+    """Who may do what."""
+
+    family = "access."
+
+
+class DriftError(LightshipError):
+    """Drift evidence that is not there."""
+
+    family = "drift."

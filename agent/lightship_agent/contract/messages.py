@@ -1,0 +1,135 @@
+"""Contract: telemetry envelopes and the records in them; commands to a device.
+
+Rules:
+* one publish carries one envelope with 1..N records; (device, epoch, record seq) identifies a record for ever,
+  and ingest is idempotent by that key;
+* the epoch is random and new whenever the device's outbox is created or lost; seq counts from 1 within it;
+* counts are additive: a window is closed once, labels that arrive later come as `Labels` for that window;
+* times are wall-clock milliseconds with a clock quality; order comes from seq, never from wall time;
+* raw rows leave the device only as `LabelledRows`, which is off by default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+MAX_RECORDS: Final = 500
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Counts = Annotated[tuple[Count, ...], msgspec.Meta(max_length=120_000)]
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Text = Annotated[str, msgspec.Meta(max_length=2_000)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="k"):
+    """What every record has: `s` sequence in the epoch, `t` wall ms, `q` clock quality (0 none, 1 RTC, 2 NTP)."""
+
+    s: Annotated[int, msgspec.Meta(ge=1)]
+    t: Count
+    q: Literal[0, 1, 2] = 1
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is being served, by digest; requests, latency and errors since it began to serve."""
+
+    model: Name
+    version: int
+    digest: Digest
+    since: Count  # wall ms
+    requests: Count = 0  # rows predicted
+    failures: Count = 0  # requests answered with a server error
+    latency_ms: float = 0.0  # p95 of recent requests
+
+
+class Heartbeat(Record, frozen=True, kw_only=True, tag="heartbeat"):
+    """What the device runs and how it is."""
+
+    running: tuple[Running, ...] = ()
+    update_state: Name = "idle"
+    assignment_seq: Count = 0
+    agent: Name = ""
+    onnxruntime: Name = ""
+    machine: Name = ""  # CPU architecture
+    health: dict[Name, float] = {}
+
+
+class Window(Record, frozen=True, kw_only=True, tag="window"):
+    """Counts of one closed window of one stream (bundle digest, schema digest)."""
+
+    model: Name
+    version: int
+    digest: Digest
+    schema: Digest
+    w: Count  # window number within the stream, from 0
+    opened: Count  # wall ms
+    rows: Count
+    counts: Counts
+    predictions: Counts = ()
+    scores: Counts = ()
+    invalid: Count = 0  # rows refused by the schema
+
+
+class Labels(Record, frozen=True, kw_only=True, tag="labels"):
+    """Late labels, counted for the window in which the prediction was made."""
+
+    model: Name
+    digest: Digest
+    schema: Digest
+    w: Count
+    labelled: Count
+    errors: Count
+
+
+class Update(Record, frozen=True, kw_only=True, tag="update"):
+    """A step of the update state machine: where it is now, and the error stack if it failed."""
+
+    rollout: Name
+    seq: Count
+    digest: Digest
+    state: Name
+    code: Name = ""
+    detail: Text = ""
+
+
+class LabelledRows(Record, frozen=True, kw_only=True, tag="rows"):
+    """Rows with labels, shared only where the operator has switched it on."""
+
+    model: Name
+    digest: Digest
+    schema: Digest
+    x: Annotated[tuple[tuple[float | None, ...], ...], msgspec.Meta(max_length=MAX_RECORDS)]
+    y: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_RECORDS)]
+
+
+AnyRecord = Heartbeat | Window | Labels | Update | LabelledRows
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """One publish: `e` epoch, `b` boot counter, `us` uptime in ms when sent, `r` records."""
+
+    e: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    b: Count
+    us: Count
+    r: Annotated[tuple[AnyRecord, ...], msgspec.Meta(min_length=1, max_length=MAX_RECORDS)]
+    v: Literal[1] = 1
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """The retained birth message and the last will: the same `n` pairs them."""
+
+    on: bool
+    n: Count  # boot counter
+    agent: Name = ""
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A command; `check` = look for an assignment now, `resend` = send records [first, last] of epoch `e` again."""
+
+    id: Name
+    expires: Count  # Unix seconds
+    e: str = ""
+    first: Count = 0
+    last: Count = 0

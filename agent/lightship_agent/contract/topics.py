@@ -1,0 +1,63 @@
+"""Contract: the MQTT topic tree, one function per topic.
+
+    lightship/v1/<tenant>/<device>/state       up    retained birth, and the last will
+    lightship/v1/<tenant>/<device>/tele        up    batches of reports
+    lightship/v1/<tenant>/<device>/event       up    urgent reports: update steps
+    lightship/v1/<tenant>/<device>/cmd/<verb>  down  check | resend
+    lightship/v1/<tenant>/_all/notify          down  "something changed; poll soon" (a hint, never trusted)
+
+Rules: topics carry no secrets and no trust; the tenant of a device is looked up, never believed.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+ROOT: Final = "lightship/v1"
+UP_KINDS: Final = ("state", "tele", "event")
+
+
+class Address(NamedTuple):
+    """Who sent a message, and of which kind, according to its topic."""
+
+    tenant: str
+    device: str
+    kind: str
+
+
+def state(tenant: str, device: str) -> str:
+    """Retained birth and last will of a device."""
+    return f"{ROOT}/{tenant}/{device}/state"
+
+
+def telemetry(tenant: str, device: str) -> str:
+    """Batches of reports."""
+    return f"{ROOT}/{tenant}/{device}/tele"
+
+
+def event(tenant: str, device: str) -> str:
+    """Urgent reports."""
+    return f"{ROOT}/{tenant}/{device}/event"
+
+
+def command(tenant: str, device: str, verb: str) -> str:
+    """A command to one device; `verb` may be `+` in a subscription."""
+    return f"{ROOT}/{tenant}/{device}/cmd/{verb}"
+
+
+def notify(tenant: str) -> str:
+    """A hint to all devices of a tenant."""
+    return f"{ROOT}/{tenant}/_all/notify"
+
+
+def ingest_filters(worker_group: str = "lightship-ingest") -> tuple[str, ...]:
+    """What an ingest worker subscribes to: shared among the workers of its group."""
+    return tuple(f"$share/{worker_group}/{ROOT}/+/+/{kind}" for kind in UP_KINDS)
+
+
+def parse(topic: str) -> Address | None:
+    """The address in an upward topic, or None for anything else."""
+    parts = topic.split("/")
+    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[4] not in UP_KINDS:
+        return None
+    return Address(parts[2], parts[3], parts[4])

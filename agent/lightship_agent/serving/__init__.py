@@ -1,0 +1,1 @@
+"""Faces over one transport-free data plane."""

@@ -1,0 +1,1 @@
+"""HTTP faces: one for devices (mutual TLS), one for operators (loopback)."""

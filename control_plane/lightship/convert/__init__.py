@@ -1,0 +1,1 @@
+"""Conversion to ONNX in a bounded process, and the parity gate."""

@@ -1,0 +1,1 @@
+"""Datasets: content-addressed versions, schema, validation, profile."""

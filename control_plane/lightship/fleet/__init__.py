@@ -1,0 +1,1 @@
+"""The fleet: devices, enrolment CA, assignments, rollouts."""

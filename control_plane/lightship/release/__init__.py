@@ -1,0 +1,1 @@
+"""Releases: bundle build, the TUF repository, keys."""

@@ -1,0 +1,1 @@
+"""Storage: SQL models and migrations, artifact store."""
