@@ -1,0 +1,88 @@
+"""Runtime: golden rows, the proof that this CPU computes what the model's makers saw.
+
+Rules:
+* the model is asked exactly as it will be asked in service;
+* a difference is measured against the larger of 1 and the expected number, so that a regressor of pascals and one
+  of millimetres are judged alike;
+* another label is accepted only where the expected scores of the two classes are a tie within the tolerance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lightship_agent.contract.bundle import Golden
+from lightship_agent.contract.codes import ServingError, UpdateError
+
+from .model import LoadedModel
+
+
+def check_golden(model: LoadedModel, golden: Golden, tolerance: float) -> float:
+    """Run the golden rows and return the largest absolute difference of a score or value.
+
+    Args:
+        model: just loaded.
+        golden: inputs and expected outputs.
+        tolerance: the difference that is allowed, for numbers up to 1; in proportion above.
+
+    Raises:
+        UpdateError: update.golden.
+    """
+    expected = golden.values.matrix()
+    try:
+        found = model.predict(golden.inputs.matrix())
+    except ServingError as e:
+        raise UpdateError("update.golden", f"The golden rows can't be predicted here: {e}") from e
+    numbers = found.values if found.values is not None else found.scores
+    largest = 0.0
+    if numbers is not None:
+        largest = _compare(numbers, expected, tolerance)
+    if found.labels is not None:
+        _compare_labels(found.labels, golden, expected, model.outputs.threshold, tolerance)
+    return largest
+
+
+def _compare(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], tolerance: float) -> float:
+    if found.shape != expected.shape:
+        message = f"Golden rows: expected answers {list(expected.shape)}, found {list(found.shape)}."
+        raise UpdateError("update.golden", message)
+    wide, wanted = found.astype(np.float64), expected.astype(np.float64)
+    difference = np.abs(wide - wanted)
+    # Written so that a NaN on either side is over the limit.
+    over = ~(difference <= tolerance * np.maximum(1.0, np.abs(wanted)))
+    if over.any():
+        row = int(np.nonzero(over)[0][0])
+        message = (
+            f"Golden row {row}: expected {wanted[row].tolist()}, found {wide[row].tolist()}; "
+            f"{int(over.any(axis=1).sum())} of {len(over)} rows differ by more than {tolerance:g}."
+        )
+        raise UpdateError("update.golden", message)
+    return float(difference.max())
+
+
+def _compare_labels(
+    found: npt.NDArray[np.int64],
+    golden: Golden,
+    expected: npt.NDArray[np.float32],
+    threshold: float | None,
+    tolerance: float,
+) -> None:
+    wanted = np.asarray(golden.labels, dtype=np.int64)
+    if wanted.shape != found.shape:
+        message = f"Golden rows: expected {len(wanted)} labels, found {len(found)}."
+        raise UpdateError("update.golden", message)
+    for row in np.nonzero(found != wanted)[0].tolist():
+        if not _is_tie(expected[row], int(found[row]), int(wanted[row]), threshold, tolerance):
+            message = f"Golden row {row}: expected class {wanted[row]}, found {found[row]}."
+            raise UpdateError("update.golden", message)
+
+
+def _is_tie(
+    scores: npt.NDArray[np.float32], found: int, wanted: int, threshold: float | None, tolerance: float
+) -> bool:
+    if max(found, wanted) >= len(scores):
+        return False
+    if threshold is not None and len(scores) == 2:
+        return bool(abs(scores[1] - threshold) <= tolerance)
+    return bool(abs(scores[found] - scores[wanted]) <= 2 * tolerance)

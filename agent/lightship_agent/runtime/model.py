@@ -1,0 +1,203 @@
+"""Runtime: an ONNX model in memory.
+
+Rules:
+* the session is made from bytes that were verified, never from a path that may change under us;
+* one thread per call and no spinning: the same rows give the same bits however busy the device is, and an idle
+  agent is idle. A row alone and the same row in a batch may differ in the last bit, since kernels differ;
+* a loaded model never changes; another version is another object;
+* the graph must be what manifest and schema say, or it is refused before it serves a single row;
+* errors of onnxruntime stop at this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from lightship_agent.contract.bundle import Bundle
+from lightship_agent.contract.codes import BundleError, ServingError, UpdateError
+from lightship_agent.contract.profile import ReferenceProfile
+from lightship_agent.contract.schema import FeatureSchema, Outputs
+
+_WARM_UP_RUNS: Final = 5
+_FATAL_ONLY: Final = 4  # onnxruntime's log level: we report its exceptions, it need not write to stderr as well
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model said about n rows.
+
+    `labels` are class indices, int64 `[n]`; `scores` float32 `[n, classes]`; `values` float32 `[n, 1]`.
+    """
+
+    labels: npt.NDArray[np.int64] | None = None
+    scores: npt.NDArray[np.float32] | None = None
+    values: npt.NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        for part in (self.labels, self.scores, self.values):
+            if part is not None:
+                return len(part)
+        return 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model that is ready to predict; immutable, and safe to call from several threads."""
+
+    name: str
+    version: int
+    digest: str  # of the bundle
+    schema: FeatureSchema = field(repr=False)
+    schema_digest: str
+    outputs: Outputs = field(repr=False)
+    profile: ReferenceProfile = field(repr=False)
+    since_ms: int  # wall ms, when it was loaded
+    row_ms: float  # the fastest warm-up run of one row
+    _session: Any = field(repr=False)
+    _fetch: tuple[str, ...] = field(repr=False)
+
+    def predict(self, rows: npt.NDArray[np.float32]) -> Prediction:
+        """Predict `rows`, float32 C-contiguous `[n, width]`, as `FeatureSchema.check_rows` returns them.
+
+        Raises:
+            ServingError: serving.runtime when the runtime raises or answers nonsense.
+        """
+        try:
+            found = self._session.run(self._fetch, {self.schema.input_name: rows})
+        except Exception as e:  # onnxruntime's exceptions share no base class
+            raise ServingError("serving.runtime", f"{self.name}@{self.version} failed to predict: {e}") from e
+        try:
+            if self.outputs.task == "classification":
+                return self._classes(dict(zip(self._fetch, found, strict=True)), len(rows))
+            return Prediction(values=np.asarray(found[0], dtype=np.float32).reshape(len(rows), 1))
+        except (ValueError, TypeError, AttributeError) as e:
+            message = f"{self.name}@{self.version} answered in another shape than it should: {e}"
+            raise ServingError("serving.runtime", message) from e
+
+    def _classes(self, found: dict[str, Any], rows: int) -> Prediction:
+        outputs = self.outputs
+        classes = len(outputs.labels)
+        scores: npt.NDArray[np.float32] | None = found.get(outputs.score_output)
+        if scores is not None and scores.shape != (rows, classes):
+            message = f"Expected scores [{rows}, {classes}], found {list(scores.shape)}."
+            raise ServingError("serving.runtime", message)
+        labels: npt.NDArray[np.int64]
+        if scores is not None and outputs.threshold is not None and classes == 2:
+            labels = (scores[:, 1] >= outputs.threshold).astype(np.int64)
+        elif outputs.label_output:
+            labels = found[outputs.label_output].reshape(rows)
+        else:
+            assert scores is not None  # _check_graph wants one of the two
+            labels = scores.argmax(axis=1)
+        lowest, highest = (labels.item(),) * 2 if rows == 1 else (labels.min(initial=0), labels.max(initial=0))
+        if lowest < 0 or highest >= classes:
+            raise ServingError("serving.runtime", f"Expected class indices below {classes}, found {highest}.")
+        return Prediction(labels=labels, scores=scores)
+
+
+def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
+    """Make a session of the bundle's model, compare it with the manifest, and run it once.
+
+    Args:
+        bundle: verified.
+        since_ms: wall milliseconds to note as the start of service; now when None.
+
+    Raises:
+        BundleError: bundle.incompatible when this runtime can't load the graph, or it is not what the manifest says.
+        UpdateError: update.swap when it loads but can't answer.
+    """
+    manifest = bundle.manifest
+    session = _open_session(bundle.model, f"{manifest.model}@{manifest.version}")
+    _check_graph(session, manifest.input_schema, manifest.outputs)
+    model = LoadedModel(
+        name=manifest.model,
+        version=manifest.version,
+        digest=bundle.digest,
+        schema=manifest.input_schema,
+        schema_digest=manifest.input_schema.digest,
+        outputs=manifest.outputs,
+        profile=bundle.profile,
+        since_ms=time.time_ns() // 1_000_000 if since_ms is None else since_ms,
+        row_ms=0.0,
+        _session=session,
+        _fetch=manifest.outputs.names,
+    )
+    return dataclasses.replace(model, row_ms=_warm_up(model, bundle.golden.inputs.matrix()[:1]))
+
+
+def _open_session(model: bytes, name: str) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = _FATAL_ONLY
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # onnxruntime's exceptions share no base class
+        message = f"onnxruntime {onnxruntime.__version__} can't load {name}: {e}"
+        raise BundleError("bundle.incompatible", message) from e
+
+
+def _warm_up(model: LoadedModel, row: npt.NDArray[np.float32]) -> float:
+    fastest = float("inf")
+    for _ in range(_WARM_UP_RUNS):
+        begun = time.perf_counter()
+        try:
+            model.predict(row)
+        except ServingError as e:
+            raise UpdateError("update.swap", f"The new model can't answer its first golden row: {e}") from e
+        fastest = min(fastest, time.perf_counter() - begun)
+    return fastest * 1_000
+
+
+def _check_graph(session: Any, schema: FeatureSchema, outputs: Outputs) -> None:
+    inputs = session.get_inputs()
+    names = [i.name for i in inputs]
+    if names != [schema.input_name]:
+        raise _differs("the inputs", [schema.input_name], names)
+    _check_tensor(inputs[0], "tensor(float)", (None, schema.width))
+    found = {o.name: o for o in session.get_outputs()}
+    if not set(outputs.names) <= set(found):
+        raise _differs("the outputs", list(outputs.names), list(found))
+    if outputs.task == "classification":
+        if not (outputs.label_output or outputs.score_output) or len(outputs.labels) < 2:
+            raise _differs("a classifier", "a label or score output and two or more labels", outputs)
+        if outputs.label_output:
+            _check_tensor(found[outputs.label_output], "tensor(int64)", (None,))
+        if outputs.score_output:
+            _check_tensor(found[outputs.score_output], "tensor(float)", (None, len(outputs.labels)))
+    elif outputs.names != (outputs.value_output,):
+        raise _differs("a regressor", "one value output", list(outputs.names))
+    else:
+        rank = len(found[outputs.value_output].shape or (None, 1))
+        _check_tensor(found[outputs.value_output], "tensor(float)", (None, 1)[:rank])
+
+
+def _check_tensor(found: Any, kind: str, shape: tuple[int | None, ...]) -> None:
+    """Names and None stand for a free dimension in onnxruntime's shapes; a graph may leave its shape open."""
+    if found.type != kind:
+        what = f"the type of {found.name!r}"
+        raise _differs(what, kind, found.type)
+    if not found.shape:
+        return
+    fits = len(found.shape) == len(shape) and all(
+        want is None or not isinstance(have, int) or have == want for have, want in zip(found.shape, shape, strict=True)
+    )
+    if not fits or isinstance(found.shape[0], int):  # a fixed number of rows can't serve batches
+        what = f"the shape of {found.name!r}"
+        raise _differs(what, ["rows", *shape[1:]], found.shape)
+
+
+def _differs(what: str, expected: object, found: object) -> BundleError:
+    message = f"The graph is not what the manifest says: {what}: expected {expected}, found {found}."
+    return BundleError("bundle.incompatible", message, remedy="Convert the model again.")

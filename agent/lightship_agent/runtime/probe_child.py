@@ -1,0 +1,119 @@
+"""Runtime: the child of the probe: `python -m lightship_agent.runtime.probe_child BUNDLE MEMORY_MB CPU_SECONDS`.
+
+Rules:
+* it limits itself before it reads one byte of the bundle;
+* it prints one line of JSON, measurements or a code, and exits 0; any other end is a failed probe.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lightship_agent.contract.bundle import Bundle, read_bundle
+from lightship_agent.contract.codes import LightshipError, UpdateError
+
+from .golden import check_golden
+from .model import LoadedModel, load_model
+from .probe import ChildReport
+
+_MB: Final = 1024 * 1024
+_TIMED_ROWS: Final = 200
+#: What glibc and onnxruntime say when the address space ends.
+_OUT_OF_MEMORY: Final = ("bad_alloc", "bad allocation", "allocate memory", "out of memory", "failed to allocate")
+
+
+def main(arguments: list[str]) -> int:
+    """Probe the bundle named first, under the limits named after it."""
+    path, memory_mb, cpu_seconds = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    start_mb = _status_mb("VmHWM")
+    limit_self(memory_mb, cpu_seconds)
+    try:
+        report = _measure(path, start_mb)
+    except MemoryError:
+        report = _over_memory(memory_mb)
+    except LightshipError as e:
+        report = _over_memory(memory_mb) if _is_memory(e) else _failure(e)
+    sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    return 0
+
+
+def limit_self(memory_mb: int, cpu_seconds: int) -> None:
+    """Bound this process: address space above what it has now, CPU seconds, and no core file."""
+    space = int((_status_mb("VmSize") + memory_mb) * _MB)
+    for kind, value in (
+        (resource.RLIMIT_AS, space),
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _measure(path: Path, start_mb: float) -> ChildReport:
+    try:
+        bundle = read_bundle(path.read_bytes())
+    except OSError as e:
+        raise UpdateError("update.probe-failed", f"The bundle can't be read: {e}.") from e
+    model = load_model(bundle)
+    difference = check_golden(model, bundle.golden, bundle.manifest.golden_tolerance)
+    latency = latency_ms_p95(model, bundle)
+    return ChildReport(
+        max_difference=difference,
+        latency_ms_p95=latency,
+        memory_mb=max(0.0, _status_mb("VmHWM") - start_mb),
+    )
+
+
+def latency_ms_p95(model: LoadedModel, bundle: Bundle) -> float:
+    """The 95th percentile of predicting one golden row, in ms, the first runs of the model excluded."""
+    times = []
+    for row in _rows(bundle.golden.inputs.matrix()):
+        begun = time.perf_counter()
+        model.predict(row)
+        times.append(time.perf_counter() - begun)
+    return float(np.percentile(times, 95)) * 1_000
+
+
+def _rows(matrix: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    for i in range(_TIMED_ROWS):
+        at = i % len(matrix)
+        yield matrix[at : at + 1]
+
+
+def _status_mb(key: str) -> float:
+    """A size of this process from the kernel, in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1024
+    raise UpdateError("update.probe-failed", f"The kernel does not tell {key} of a process.")
+
+
+def _is_memory(error: LightshipError) -> bool:
+    words = str(error).lower()
+    return isinstance(error.__cause__, MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY)
+
+
+def _over_memory(memory_mb: int) -> ChildReport:
+    return ChildReport(
+        code="update.budget", message=f"The model needs more than its budget of {memory_mb} MB on this device."
+    )
+
+
+def _failure(error: LightshipError) -> ChildReport:
+    if error.code == "update.golden":
+        return ChildReport(code=error.code, message=str(error)[:1_000])
+    return ChildReport(code="update.probe-failed", message=f"{error.code}: {error}"[:1_000])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
