@@ -17,6 +17,8 @@ from .codes import TrustError
 from .wire import canonical_json
 
 PAYLOAD_TYPE: Final = "application/vnd.lightship.assignment+json"
+#: The role in the top-level targets metadata whose key signs assignments.
+DIRECTOR: Final = "director"
 MAX_ENVELOPE: Final = 16 * 1024  # bytes
 
 

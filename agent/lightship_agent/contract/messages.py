@@ -108,11 +108,16 @@ AnyRecord = Heartbeat | Window | Labels | Update | LabelledRows
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """One publish: `e` epoch, `b` boot counter, `us` uptime in ms when sent, `r` records."""
+    """One publish: `e` epoch, `b` boot counter, `us` uptime in ms when sent, `r` records.
+
+    `lo` is the oldest sequence number the device still holds: what is below it and was never stored is lost,
+    and the server may stop waiting for it.
+    """
 
     e: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
     b: Count
     us: Count
+    lo: Count
     r: Annotated[tuple[AnyRecord, ...], msgspec.Meta(min_length=1, max_length=MAX_RECORDS)]
     v: Literal[1] = 1
 

@@ -12,6 +12,7 @@ Source of the design: reference-quantile bins with two-sample tests on counts, `
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Final
 
@@ -43,7 +44,7 @@ class FeatureBins(msgspec.Struct, frozen=True, kw_only=True):
             DataError: data.profile-mismatch.
         """
         cuts = (self.low, *self.edges, self.high)
-        ordered = all(a < b for a, b in zip(cuts[:-2], cuts[1:-1], strict=True)) and cuts[-2] <= cuts[-1]
+        ordered = all(a < b for a, b in itertools.pairwise(cuts[:-1])) and cuts[-2] <= cuts[-1]
         if not ordered or len(self.edges) >= MAX_BINS or len(self.counts) != self.cells:
             raise DataError("data.profile-mismatch", f"Feature {self.name!r}: edges or counts are inconsistent.")
         if min(self.counts) < 0:

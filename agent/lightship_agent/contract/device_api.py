@@ -1,0 +1,84 @@
+"""Contract: the device API, its paths and JSON bodies, and the join token.
+
+Rules: bodies are JSON, decoded into these structs on both sides; everything but `CA` and `ENROL` needs a device
+certificate.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+from .codes import EnrolError
+
+#: Response header of ASSIGNMENT: `<epoch>:<seq>`, how far this device's reports have been stored.
+ACKED_HEADER: Final = "lightship-acked"
+
+
+class Paths:
+    """The device API's paths."""
+
+    CA: Final = "/v1/ca"
+    ENROL: Final = "/v1/enrol"
+    RENEW: Final = "/v1/renew"
+    ASSIGNMENT: Final = "/v1/assignment"
+    TELEMETRY: Final = "/v1/telemetry"
+    PING: Final = "/v1/ping"
+    METADATA: Final = "/v1/tuf/metadata/"
+    TARGETS: Final = "/v1/tuf/targets/"
+
+
+class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /v1/enrol."""
+
+    token: str
+    device: str
+    csr: str
+
+
+class EnrolReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to POST /v1/enrol."""
+
+    device: str
+    tenant: str
+    chain: str
+    tuf_root: str
+    broker_host: str = ""
+    broker_port: int = 0
+    broker_auth: str = ""
+    broker_username: str = ""
+    broker_password: str = ""
+
+
+class RenewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /v1/renew."""
+
+    csr: str
+
+
+class RenewReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to POST /v1/renew."""
+
+    chain: str
+
+
+class JoinToken(NamedTuple):
+    """The parts of a join token."""
+
+    token_id: str
+    secret: str
+    pin: str
+
+
+def parse_token(text: str) -> JoinToken:
+    """The parts of `text`.
+
+    Raises:
+        EnrolError: enrol.token.
+    """
+    parts = text.strip().split(".")
+    if len(parts) != 3 or not all(parts) or len(parts[2]) != 64:
+        message = "A join token has three parts: id.secret.sha256-of-the-CA-key."
+        raise EnrolError("enrol.token", message, remedy="Ask for one with `lightship device token`.")
+    return JoinToken(*parts)

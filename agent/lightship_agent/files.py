@@ -1,0 +1,54 @@
+"""Durable small files: the one way this program changes state on disk.
+
+Rules:
+* write to a temporary file beside the target, fsync it, rename over the target, fsync the folder;
+* a cut at any instruction leaves either the old file or the new one, never a mixture;
+* a full or read-only disk becomes a StorageError, and the old file stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from .contract.codes import StorageError
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data`, atomically and durably.
+
+    Raises:
+        StorageError: storage.full, storage.unwritable; the old content is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as e:
+        raise storage_error(e, path) from e
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(e: OSError, path: Path) -> StorageError:
+    """The StorageError that says what an OSError on `path` means."""
+    if e.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageError("storage.full", f"No space left for {path}.", remedy="Free space and try again.")
+    return StorageError("storage.unwritable", f"Can't write {path}: {e.strerror or e}.")

@@ -1,0 +1,101 @@
+"""Settings of the agent: one table, read from the environment and from command-line flags.
+
+Rules:
+* every setting has one row in SETTINGS; docs/reference/settings.md is generated from it;
+* a flag wins over the environment, the environment over the default;
+* secrets are never settings: they live in files with mode 0600.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from .contract.codes import SettingsError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: the environment variable is LIGHTSHIP_AGENT_<NAME>."""
+
+    name: str
+    default: str
+    help: str
+    unit: str = ""
+
+    @property
+    def env(self) -> str:
+        """The environment variable that sets it."""
+        return f"LIGHTSHIP_AGENT_{self.name.upper()}"
+
+
+SETTINGS: Final[tuple[Setting, ...]] = (
+    Setting("state_dir", "/var/lib/lightship-agent", "Where identity, bundles and the outbox live."),
+    Setting("http_host", "127.0.0.1", "Address the HTTP endpoint binds to; keep it on loopback unless behind TLS."),
+    Setting("http_port", "8500", "Port of the HTTP endpoint; 0 picks a free one."),
+    Setting("socket", "", "Path of a Unix socket that serves the same HTTP; empty: none."),
+    Setting("poll_seconds", "900", "How often to look for an assignment without being poked.", "s"),
+    Setting("report_seconds", "60", "How often to send a heartbeat and what has been counted.", "s"),
+    Setting("window_rows", "200", "Rows per drift window.", "rows"),
+    Setting("window_max_seconds", "3600", "A window that is not full is closed after this time.", "s"),
+    Setting("soak_seconds", "30", "How long a new model must serve without failing before it is committed.", "s"),
+    Setting("reach_seconds", "120", "How long the control plane may be unreachable after a swap.", "s"),
+    Setting("share_labelled_rows", "0", "Rows with labels to share per report, for retraining; 0 shares none.", "rows"),
+    Setting("outbox_mb", "64", "Largest size of the on-disk outbox; beyond it the oldest reports go.", "MB"),
+    Setting("device_class", "generic", "Hardware class that bundles may require."),
+    Setting("log_level", "info", "debug, info, warning or error."),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parsed settings; field names are those of SETTINGS."""
+
+    state_dir: Path
+    http_host: str
+    http_port: int
+    socket: str
+    poll_seconds: float
+    report_seconds: float
+    window_rows: int
+    window_max_seconds: float
+    soak_seconds: float
+    reach_seconds: float
+    share_labelled_rows: int
+    outbox_mb: int
+    device_class: str
+    log_level: str
+
+
+_POSITIVE: Final = {"poll_seconds", "report_seconds", "window_rows", "window_max_seconds", "outbox_mb"}
+
+
+def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | None] | None = None) -> Settings:
+    """Settings from `overrides` (flags), then `environment`, then the defaults.
+
+    Raises:
+        SettingsError: settings.invalid, naming the variable and the value found.
+    """
+    flags = overrides or {}
+    types = {f.name: str(f.type) for f in fields(Settings)}
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        given = flags.get(setting.name)
+        raw = given if given is not None else environment.get(setting.env, setting.default)
+        values[setting.name] = _parse(setting, types[setting.name], raw)
+    if values["log_level"] not in {"debug", "info", "warning", "error"}:
+        raise SettingsError("settings.invalid", f"log_level: expected debug, info, warning or error, found {raw!r}.")
+    return Settings(**values)
+
+
+def _parse(setting: Setting, kind: str, raw: str) -> Any:
+    try:
+        value: Any = {"Path": Path, "int": int, "float": float, "str": str}[kind](raw)
+    except ValueError as e:
+        message = f"{setting.env}: expected {kind}, found {raw!r}."
+        raise SettingsError("settings.invalid", message) from e
+    if isinstance(value, int | float) and value < (1e-9 if setting.name in _POSITIVE else 0):
+        raise SettingsError("settings.invalid", f"{setting.env}: {raw!r} is too small.")
+    return value

@@ -1,0 +1,257 @@
+"""Update: the pure state machine, what this device does next.
+
+    idle ──assigned──▶ fetching ──fetched──▶ trying ──tried──▶ swapped ──soaked──▶ reaching ──reached──▶ idle
+      ▲                   │                    │                  │                   │
+      └──── failed ◀──────┴────────────────────┴──────────────────┴───────────────────┘   the previous model serves on
+
+Rules:
+* no I/O, no clock: `step(state, event, now)` gives the next state and the actions; the shell makes the state
+  durable first and then carries the actions out;
+* `current` is committed and `previous` the one before it; a candidate becomes current only by commit;
+* until commit, every failure and every restart leads back to `current`;
+* an assignment below the accepted `seq` never gets here (contract.assignment checks it), but equal ones do:
+  the same assignment again is no news, unless its candidate failed and its penalty is over;
+* three failures of one digest, or five of any within 180 s, put it in the penalty box for 24 h;
+* link errors and a graceful stop are not the bundle's fault: they end the attempt without a penalty; a cut while
+  trying or soaking might be, so it counts.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from lightship_agent.contract.assignment import Assignment
+
+MAX_TRIES: Final = 3
+BURST_TRIES: Final = 5
+BURST_SECONDS: Final = 180.0
+PENALTY_SECONDS: Final = 86_400.0
+
+Phase = Literal["idle", "fetching", "trying", "swapped", "reaching"]
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle this device was told to run."""
+
+    model: str
+    version: int
+    path: str
+    sha256: str
+    length: int
+    seq: int
+    rollout: str
+
+    @classmethod
+    def of(cls, assignment: Assignment) -> Target:
+        """The target an accepted assignment names."""
+        return cls(
+            model=assignment.model,
+            version=assignment.version,
+            path=assignment.path,
+            sha256=assignment.sha256,
+            length=assignment.length,
+            seq=assignment.seq,
+            rollout=assignment.rollout,
+        )
+
+
+class Penalty(msgspec.Struct, frozen=True, kw_only=True):
+    """Failures of one digest, at Unix seconds, and until when it must wait."""
+
+    failed_at: tuple[float, ...] = ()
+    until: float = 0.0
+
+
+class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that survives a power cut."""
+
+    phase: Phase = "idle"
+    floor: int = 0
+    current: Target | None = None
+    previous: Target | None = None
+    candidate: Target | None = None
+    penalties: dict[str, Penalty] = {}
+    last_code: str = ""
+    schema: int = 1
+
+
+# Events -------------------------------------------------------------------------------------------------------------
+
+
+class Assigned(msgspec.Struct, frozen=True):
+    """A verified assignment."""
+
+    target: Target
+
+
+class Advanced(msgspec.Struct, frozen=True):
+    """The action of the present phase succeeded: fetched, tried, swapped and soaked, or reached."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The action of the present phase failed, with an error code and words."""
+
+    code: str
+    detail: str = ""
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The agent has (re)started; whatever it was doing was cut."""
+
+
+class PenaltyCleared(msgspec.Struct, frozen=True):
+    """An operator emptied the penalty box."""
+
+
+Event = Assigned | Advanced | Failed | Started | PenaltyCleared
+
+# Actions ------------------------------------------------------------------------------------------------------------
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Get the bundle into the store, verified."""
+
+    target: Target
+
+
+class Try(msgspec.Struct, frozen=True):
+    """Probe it in a process of its own: golden rows, latency, memory."""
+
+    target: Target
+
+
+class Swap(msgspec.Struct, frozen=True):
+    """Make it serve, and watch it while it soaks."""
+
+    target: Target
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """See that the control plane can still be reached."""
+
+    target: Target
+
+
+class Restore(msgspec.Struct, frozen=True):
+    """Serve this one (or nothing) again, at once."""
+
+    target: Target | None
+
+
+class CollectGarbage(msgspec.Struct, frozen=True):
+    """Remove every bundle but these digests."""
+
+    keep: tuple[str, ...]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Tell the control plane which step was reached."""
+
+    target: Target
+    step: str
+    code: str = ""
+    detail: str = ""
+
+
+Action = Fetch | Try | Swap | Reach | Restore | CollectGarbage | Report
+Result = tuple[UpdateState, tuple[Action, ...]]
+
+
+def step(state: UpdateState, event: Event, now: float) -> Result:
+    """The next state and what to do about it. `now` is Unix seconds."""
+    match event:
+        case Assigned(target):
+            return _assigned(state, target, now)
+        case Advanced():
+            return _advanced(state)
+        case Failed(code, detail):
+            return _failed(state, code, detail, now)
+        case Started():
+            return _started(state, now)
+        case PenaltyCleared():
+            return msgspec.structs.replace(state, penalties={}), ()
+
+
+def _assigned(state: UpdateState, target: Target, now: float) -> Result:
+    if state.phase != "idle" or target.seq < state.floor:
+        return state, ()
+    news = target.seq > state.floor
+    accepted = msgspec.structs.replace(state, floor=target.seq)
+    if state.current is not None and target.sha256 == state.current.sha256:
+        current = msgspec.structs.replace(state.current, seq=target.seq, rollout=target.rollout)
+        accepted = msgspec.structs.replace(accepted, current=current)
+        return accepted, ((Report(current, "committed"),) if news else ())
+    penalty = state.penalties.get(target.sha256, Penalty())
+    if now < penalty.until:
+        said = f"failed {len(penalty.failed_at)} times; waits until {penalty.until:.0f}"
+        return accepted, ((Report(target, "refused", "update.penalty", said),) if news else ())
+    accepted = msgspec.structs.replace(accepted, phase="fetching", candidate=target, last_code="")
+    return accepted, (Report(target, "fetching"), Fetch(target))
+
+
+def _advanced(state: UpdateState) -> Result:
+    target = state.candidate
+    if target is None:
+        return state, ()
+    match state.phase:
+        case "fetching":
+            return msgspec.structs.replace(state, phase="trying"), (Report(target, "trying"), Try(target))
+        case "trying":
+            return msgspec.structs.replace(state, phase="swapped"), (Report(target, "soaking"), Swap(target))
+        case "swapped":
+            return msgspec.structs.replace(state, phase="reaching"), (Reach(target),)
+        case "reaching":
+            return _commit(state, target)
+        case "idle":
+            return state, ()
+
+
+def _commit(state: UpdateState, target: Target) -> Result:
+    penalties = {k: v for k, v in state.penalties.items() if k != target.sha256}
+    committed = msgspec.structs.replace(
+        state, phase="idle", current=target, previous=state.current, candidate=None, penalties=penalties
+    )
+    return committed, (Report(target, "committed"), CollectGarbage(_kept(committed)))
+
+
+def _failed(state: UpdateState, code: str, detail: str, now: float, *, blame: bool | None = None) -> Result:
+    target = state.candidate
+    if target is None:
+        return state, ()
+    back: tuple[Action, ...] = (Restore(state.current),) if state.phase in ("swapped", "reaching") else ()
+    failed = msgspec.structs.replace(state, phase="idle", candidate=None, last_code=code)
+    step_name = "retry"
+    if not blameless(code) if blame is None else blame:
+        failed = msgspec.structs.replace(failed, penalties=_penalised(state.penalties, target.sha256, now))
+        step_name = "failed"
+    # No garbage collection here: a download that broke off goes on where it stopped.
+    return failed, (*back, Report(target, step_name, code, detail))
+
+
+def blameless(code: str) -> bool:
+    """Whether a failure says nothing about the bundle."""
+    return code.startswith("link.") or code == "update.interrupted"
+
+
+def _started(state: UpdateState, now: float) -> Result:
+    serve = Restore(state.current)
+    if state.phase == "idle":
+        return state, (serve,)
+    if state.phase == "fetching":
+        # A cut while downloading blames nobody: the next look at the assignment goes on where it stopped.
+        return msgspec.structs.replace(state, phase="idle", candidate=None), (serve,)
+    failed, actions = _failed(state, "update.interrupted", f"cut while {state.phase}", now, blame=True)
+    return failed, (serve, *(a for a in actions if not isinstance(a, Restore)))
+
+
+def _penalised(penalties: dict[str, Penalty], digest: str, now: float) -> dict[str, Penalty]:
+    times = (*penalties.get(digest, Penalty()).failed_at, now)[-BURST_TRIES:]
+    recent = [t for p in penalties.values() for t in p.failed_at if now - t < BURST_SECONDS]
+    boxed = len(times) >= MAX_TRIES or len(recent) + 1 >= BURST_TRIES
+    return {**penalties, digest: Penalty(failed_at=times, until=now + PENALTY_SECONDS if boxed else now)}
+
+
+def _kept(state: UpdateState) -> tuple[str, ...]:
+    return tuple(t.sha256 for t in (state.current, state.previous, state.candidate) if t is not None)

@@ -1,0 +1,105 @@
+"""Update: the content-addressed store of bundles, and the durable update state.
+
+    <state>/bundles/<sha256>.tar     verified bundles, named by what they are
+    <state>/staging/<sha256>.part    downloads under way
+    <state>/update.json              the UpdateState
+
+Rules: a name is a promise, so a file enters `bundles/` only by rename of verified, synced bytes; whatever can't be
+read back as promised counts as absent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from lightship_agent.contract.codes import StorageError
+from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.files import storage_error, write_durably
+
+from .machine import UpdateState
+
+
+class BundleStore:
+    """Verified bundles by digest."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Create the folders where they are missing.
+
+        Raises:
+            StorageError: storage.full, storage.unwritable.
+        """
+        self.bundles = state_dir / "bundles"
+        self.staging = state_dir / "staging"
+        try:
+            self.bundles.mkdir(parents=True, exist_ok=True)
+            self.staging.mkdir(exist_ok=True)
+        except OSError as e:
+            raise storage_error(e, state_dir) from e
+
+    def path(self, digest: str) -> Path:
+        """Where the bundle of that digest is, or would be."""
+        return self.bundles / f"{digest}.tar"
+
+    def holds(self, digest: str) -> bool:
+        """Whether the bundle is here and still is what its name says."""
+        return self.read(digest) is not None
+
+    def read(self, digest: str) -> bytes | None:
+        """The bundle's bytes, or None if absent or no longer what its name says."""
+        try:
+            data = self.path(digest).read_bytes()
+        except OSError:
+            return None
+        return data if sha256_hex(data) == digest else None
+
+    def put(self, digest: str, data: bytes) -> Path:
+        """Keep verified bytes.
+
+        Raises:
+            StorageError: storage.full, storage.unwritable.
+        """
+        write_durably(self.path(digest), data)
+        return self.path(digest)
+
+    def collect_garbage(self, keep: tuple[str, ...]) -> None:
+        """Remove bundles and downloads that nobody refers to."""
+        for folder in (self.bundles, self.staging):
+            for path in folder.iterdir():
+                if path.name.partition(".")[0] not in keep:
+                    path.unlink(missing_ok=True)
+
+
+class StateFile:
+    """update.json."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Nothing is read yet."""
+        self.path = state_dir / "update.json"
+
+    def load(self) -> UpdateState:
+        """The stored state, or a first one.
+
+        Raises:
+            StorageError: storage.corrupt; the file is left for inspection.
+        """
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return UpdateState()
+        try:
+            return msgspec.json.decode(data, type=UpdateState)
+        except msgspec.MsgspecError as e:
+            message = f"{self.path} is not an update state: {e}."
+            raise StorageError(
+                "storage.corrupt", message, remedy="Move it away; the last bundle is assigned anew."
+            ) from e
+
+    def save(self, state: UpdateState) -> None:
+        """Make `state` durable.
+
+        Raises:
+            StorageError: storage.full, storage.unwritable.
+        """
+        write_durably(self.path, msgspec.json.encode(state))

@@ -1,0 +1,64 @@
+"""Fleet: the director, which signs what each device shall run.
+
+Rules: one row and one rising `seq` per device; only released versions can be assigned; the signed envelope is what
+the device gets, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from securesystemslib.dsse import Envelope
+from sqlalchemy.orm import Session
+
+from lightship.release.keys import KeyFolder
+from lightship.storage import audit
+from lightship.storage.models import AssignmentRow, ModelVersion
+from lightship_agent.contract.assignment import PAYLOAD_TYPE, Assignment, assignment_bytes
+from lightship_agent.contract.codes import RegistryError
+
+#: Long enough for a device that sleeps over the holidays; re-issued whenever something changes.
+LIFE_SECONDS: Final = 90 * 86_400
+
+
+def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVersion, rollout: str, actor: str) -> int:
+    """Sign a new assignment of `version` for `device`; its seq.
+
+    Raises:
+        RegistryError: registry.state unless the version is released.
+        ReleaseError: release.keys.
+    """
+    if version.state != "released":
+        message = f"{version.model}@{version.version} is {version.state}; only released versions can be assigned."
+        raise RegistryError("registry.state", message, remedy="Run `lightship release`.")
+    row = session.get(AssignmentRow, device)
+    issued = audit.now_ms() // 1_000
+    payload = Assignment(
+        device=device,
+        seq=row.seq + 1 if row else 1,
+        issued=issued,
+        expires=issued + LIFE_SECONDS,
+        model=version.model,
+        version=version.version,
+        path=version.path,
+        sha256=version.digest,
+        length=version.length,
+        rollout=rollout,
+    )
+    if row is None:
+        row = AssignmentRow(device=device)
+        session.add(row)
+    row.seq, row.model, row.version, row.digest = payload.seq, payload.model, payload.version, payload.sha256
+    row.rollout, row.issued_at, row.expires_at = rollout, payload.issued * 1_000, payload.expires * 1_000
+    row.envelope = sign(keys, payload)
+    detail = {"model": version.model, "version": version.version, "seq": payload.seq, "rollout": rollout}
+    audit.append(session, actor=actor, verb="device.assign", subject=device, detail=detail)
+    return payload.seq
+
+
+def sign(keys: KeyFolder, assignment: Assignment) -> bytes:
+    """The DSSE envelope of an assignment."""
+    envelope = Envelope(assignment_bytes(assignment), PAYLOAD_TYPE, {})
+    envelope.sign(keys.signer("director"))
+    return json.dumps(envelope.to_dict(), separators=(",", ":")).encode()

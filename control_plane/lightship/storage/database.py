@@ -1,0 +1,120 @@
+"""Storage: the database, opened right.
+
+Rules:
+* SQLite runs in WAL mode with foreign keys on, a busy timeout, and BEGIN IMMEDIATE for every transaction that may
+  write: the driver's deferred BEGIN makes a read-then-write fail as "database is locked" under load;
+* `write()` and `read()` are the only doors; both close what they open;
+* the schema is made and changed by migrations only, explicitly (`lightship init`, `lightship db upgrade`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from lightship_agent.contract.codes import StorageError
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_WRITES: Final = "lightship_writes"
+
+
+class Database:
+    """An engine and its two doors."""
+
+    def __init__(self, url: str) -> None:
+        """Open `url`, e.g. sqlite:////path/lightship.db or postgresql+psycopg://…."""
+        self.url = url
+        self.engine: Engine = create_engine(url)
+        if self.engine.dialect.name == "sqlite":
+            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that may write: committed at the end, rolled back on any error.
+
+        Raises:
+            StorageError: storage.full, storage.unwritable.
+        """
+        with self._session(writes=True) as session:
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        with self._session(writes=False) as session:
+            yield session
+
+    @contextmanager
+    def _session(self, *, writes: bool) -> Iterator[Session]:
+        try:
+            with (
+                self.engine.connect().execution_options(**{_WRITES: writes}) as connection,
+                connection.begin(),
+                Session(connection, expire_on_commit=False) as session,
+            ):
+                yield session
+                session.flush()
+        except OperationalError as e:
+            text = str(e.orig)
+            if "full" in text:
+                raise StorageError("storage.full", f"The database has no space left: {text}.") from e
+            if "readonly" in text or "unable to open" in text:
+                raise StorageError("storage.unwritable", f"The database can't be written: {text}.") from e
+            raise
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest version."""
+        from alembic import command
+
+        command.upgrade(self._alembic(), "head")
+
+    def check_schema(self) -> None:
+        """Refuse a database of another version.
+
+        Raises:
+            StorageError: storage.schema.
+        """
+        from alembic.runtime.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
+        newest = ScriptDirectory.from_config(self._alembic()).get_current_head()
+        with self.engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        if found != newest:
+            message = f"Expected schema {newest}, found {found}."
+            raise StorageError("storage.schema", message, remedy="Run `lightship db upgrade`.")
+
+    def tables(self) -> list[str]:
+        """The names of the tables that are there."""
+        return inspect(self.engine).get_table_names()
+
+    def _alembic(self) -> Any:
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        config.attributes["engine"] = self.engine
+        return config
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # Transactions are begun by the listener below, never by the driver.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=15000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, True)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,339 @@
+"""Storage: the tables.
+
+Rules:
+* times are integers, milliseconds since the Unix epoch, UTC;
+* what only travels and is never searched is JSON or MessagePack in one column;
+* the same models serve SQLite and PostgreSQL; every change comes with a migration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, LargeBinary, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import JSON
+
+Json = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    type_annotation_map = {Json: JSON, list[Any]: JSON, int: BigInteger, bytes: LargeBinary}  # noqa: RUF012 - SQLAlchemy's own form
+
+
+class DatasetVersion(Base):
+    """A content-addressed version of a dataset."""
+
+    __tablename__ = "dataset_versions"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    rows: Mapped[int]
+    features: Mapped[int]
+    target: Mapped[str]
+    task: Mapped[str]
+    source: Mapped[str]
+    parent: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[int]
+
+
+class Run(Base):
+    """One execution of a recipe on a dataset, successful or not."""
+
+    __tablename__ = "runs"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str]  # train | retrain | import
+    model: Mapped[str] = mapped_column(String(64), index=True)
+    status: Mapped[str]  # running | finished | failed | refused
+    dataset_digest: Mapped[str] = mapped_column(String(64))
+    recipe: Mapped[Json]
+    recipe_digest: Mapped[str]
+    environment: Mapped[Json]
+    environment_digest: Mapped[str]
+    code_revision: Mapped[str]
+    seeds: Mapped[list[Any]]
+    metrics: Mapped[Json]
+    gate: Mapped[Json]
+    parity: Mapped[Json]
+    estimator_digest: Mapped[str | None] = mapped_column(String(64))
+    error_code: Mapped[str] = mapped_column(default="")
+    error: Mapped[str] = mapped_column(default="")
+    started_at: Mapped[int]
+    ended_at: Mapped[int | None]
+
+
+class ModelVersion(Base):
+    """A version of a registered model."""
+
+    __tablename__ = "model_versions"
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    state: Mapped[str]  # registered | released | revoked
+    digest: Mapped[str] = mapped_column(String(64), index=True)  # of the bundle
+    length: Mapped[int]
+    metrics: Mapped[Json]
+    forced_reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[int]
+    released_at: Mapped[int | None]
+
+    @property
+    def path(self) -> str:
+        """The TUF target of the uncompressed bundle."""
+        return f"bundles/{self.model}/{self.version}.tar"
+
+
+class Alias(Base):
+    """A moving name of a version: champion, challenger, or the user's own."""
+
+    __tablename__ = "aliases"
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(32), primary_key=True)
+    version: Mapped[int]
+
+
+class AuditEvent(Base):
+    """A hash-chained record of a mutating act."""
+
+    __tablename__ = "audit_events"
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[int]
+    actor: Mapped[str]
+    verb: Mapped[str]
+    subject: Mapped[str] = mapped_column(index=True)
+    detail: Mapped[Json]
+    previous: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+
+
+class Device(Base):
+    """A device: identity by enrolment, state by its own reports."""
+
+    __tablename__ = "devices"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant: Mapped[str]
+    group: Mapped[str] = mapped_column(index=True)
+    labels: Mapped[Json]
+    state: Mapped[str]  # active | revoked
+    spki: Mapped[str] = mapped_column(String(64))
+    cert_serial: Mapped[str]
+    cert_not_after: Mapped[int]
+    enrolled_at: Mapped[int]
+    last_seen: Mapped[int] = mapped_column(default=0)
+    online: Mapped[bool] = mapped_column(default=False)
+    boot: Mapped[int] = mapped_column(default=0)
+    running_model: Mapped[str] = mapped_column(default="")
+    running_version: Mapped[int] = mapped_column(default=0)
+    running_digest: Mapped[str] = mapped_column(default="")
+    running: Mapped[list[Any]] = mapped_column(default=list)
+    update_state: Mapped[str] = mapped_column(default="")
+    update_code: Mapped[str] = mapped_column(default="")
+    update_detail: Mapped[str] = mapped_column(default="")
+    assignment_seq: Mapped[int] = mapped_column(default=0)
+    agent: Mapped[str] = mapped_column(default="")
+    onnxruntime: Mapped[str] = mapped_column(default="")
+    machine: Mapped[str] = mapped_column(default="")
+    health: Mapped[Json] = mapped_column(default=dict)
+    quarantined: Mapped[bool] = mapped_column(default=False)
+
+
+class JoinToken(Base):
+    """A one-use (or few-use) token; only the hash of its secret is kept."""
+
+    __tablename__ = "join_tokens"
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    group: Mapped[str]
+    labels: Mapped[Json]
+    device: Mapped[str | None]
+    uses_left: Mapped[int]
+    expires_at: Mapped[int]
+    created_at: Mapped[int]
+    created_by: Mapped[str]
+
+
+class AssignmentRow(Base):
+    """What a device was last told to run."""
+
+    __tablename__ = "assignments"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seq: Mapped[int]
+    model: Mapped[str]
+    version: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64))
+    rollout: Mapped[str]
+    issued_at: Mapped[int]
+    expires_at: Mapped[int]
+    envelope: Mapped[bytes]
+
+
+class RolloutRow(Base):
+    """A rollout: its spec, and the state of its decider."""
+
+    __tablename__ = "rollouts"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    model: Mapped[str] = mapped_column(index=True)
+    version: Mapped[int]
+    status: Mapped[str] = mapped_column(index=True)
+    reason: Mapped[str] = mapped_column(default="")
+    spec: Mapped[Json]
+    state: Mapped[Json]
+    created_at: Mapped[int]
+    updated_at: Mapped[int]
+
+
+class DeviceEpoch(Base):
+    """How far the reports of a device's outbox epoch have been stored."""
+
+    __tablename__ = "device_epochs"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    epoch: Mapped[str] = mapped_column(String(16), primary_key=True)
+    next_seq: Mapped[int]
+    lost: Mapped[int] = mapped_column(default=0)
+    updated_at: Mapped[int]
+
+
+class WindowRow(Base):
+    """A closed window of one stream, with the labels that have come for it since."""
+
+    __tablename__ = "windows"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    w: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    model: Mapped[str]
+    version: Mapped[int]
+    opened_at: Mapped[int]
+    closed_at: Mapped[int]
+    rows: Mapped[int]
+    invalid: Mapped[int] = mapped_column(default=0)
+    counts: Mapped[bytes]
+    predictions: Mapped[list[Any]]
+    scores: Mapped[bytes]
+    labelled: Mapped[int] = mapped_column(default=0)
+    errors: Mapped[int] = mapped_column(default=0)
+    judged: Mapped[bool] = mapped_column(default=False)
+    level: Mapped[str] = mapped_column(default="")
+    shift: Mapped[float] = mapped_column(default=0.0)  # the largest debiased PSI of a feature, for display
+    __table_args__ = (Index("windows_by_time", "model", "closed_at"),)
+
+
+class PendingLabels(Base):
+    """Labels that arrived before the window they belong to."""
+
+    __tablename__ = "pending_labels"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    w: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    labelled: Mapped[int]
+    errors: Mapped[int]
+
+
+class FeedbackRow(Base):
+    """Rows with labels that a device shared, for retraining."""
+
+    __tablename__ = "feedback_rows"
+    # SQLite numbers rows by itself only for a plain INTEGER key.
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    device: Mapped[str] = mapped_column(index=True)
+    model: Mapped[str]
+    digest: Mapped[str]
+    at: Mapped[int]
+    x: Mapped[bytes]  # float32, little-endian
+    y: Mapped[str]
+    __table_args__ = (Index("feedback_by_model", "model", "at"),)
+
+
+class Exposure(Base):
+    """A span in which a device served a bundle: who was ever served by it, and for how long."""
+
+    __tablename__ = "exposures"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    began_at: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    ended_at: Mapped[int | None]
+    model: Mapped[str]
+    version: Mapped[int]
+    requests: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0)
+
+
+class UpdateStep(Base):
+    """A step of a device's update, as it reported it."""
+
+    __tablename__ = "update_steps"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    epoch: Mapped[str] = mapped_column(String(16), primary_key=True)
+    s: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[int]
+    rollout: Mapped[str] = mapped_column(index=True)
+    seq: Mapped[int]
+    digest: Mapped[str]
+    state: Mapped[str]
+    code: Mapped[str]
+    detail: Mapped[str]
+
+
+class Alarm(Base):
+    """An alarm event: opened once, closed once."""
+
+    __tablename__ = "alarms"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str]  # local | fleet
+    model: Mapped[str] = mapped_column(index=True)
+    digest: Mapped[str]
+    device: Mapped[str] = mapped_column(default="")
+    level: Mapped[str]
+    sentence: Mapped[str]
+    evidence: Mapped[Json]
+    opened_at: Mapped[int]
+    closed_at: Mapped[int | None]
+
+
+class PolicyRow(Base):
+    """The state of the monitoring policy, per model."""
+
+    __tablename__ = "policy_states"
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    state: Mapped[Json]
+
+
+class RetrainProposal(Base):
+    """A proposal to retrain, and what became of it."""
+
+    __tablename__ = "retrain_proposals"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    model: Mapped[str] = mapped_column(index=True)
+    status: Mapped[str]  # proposed | running | released | refused | failed | dismissed
+    reason: Mapped[str]
+    excluded: Mapped[list[Any]]
+    since: Mapped[int]
+    run_id: Mapped[str] = mapped_column(default="")
+    version: Mapped[int] = mapped_column(default=0)
+    rollout: Mapped[str] = mapped_column(default="")
+    detail: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[int]
+    updated_at: Mapped[int]
+
+
+class DeadLetter(Base):
+    """A message that could not be understood, kept for inspection."""
+
+    __tablename__ = "dead_letters"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    at: Mapped[int]
+    topic: Mapped[str]
+    code: Mapped[str]
+    detail: Mapped[str]
+    payload: Mapped[bytes]
+
+
+class Lease(Base):
+    """Who does the reconciler's work, until when, under which fencing epoch."""
+
+    __tablename__ = "leases"
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str]
+    epoch: Mapped[int]
+    expires_at: Mapped[int]
