@@ -128,7 +128,8 @@ class Device(Base):
     running_version: Mapped[int] = mapped_column(default=0)
     running_digest: Mapped[str] = mapped_column(default="")
     running: Mapped[list[Any]] = mapped_column(default=list)
-    update_state: Mapped[str] = mapped_column(default="")
+    phase: Mapped[str] = mapped_column(default="")  # of the update machine, by heartbeat
+    update_state: Mapped[str] = mapped_column(default="")  # the last step it reported
     update_code: Mapped[str] = mapped_column(default="")
     update_detail: Mapped[str] = mapped_column(default="")
     assignment_seq: Mapped[int] = mapped_column(default=0)
@@ -137,6 +138,8 @@ class Device(Base):
     machine: Mapped[str] = mapped_column(default="")
     health: Mapped[Json] = mapped_column(default=dict)
     quarantined: Mapped[bool] = mapped_column(default=False)
+    drift_level: Mapped[str] = mapped_column(default="")
+    verdict: Mapped[Json] = mapped_column(default=dict)  # the last one
 
 
 class JoinToken(Base):
@@ -170,7 +173,7 @@ class AssignmentRow(Base):
 
 
 class RolloutRow(Base):
-    """A rollout: its spec, and the state of its decider."""
+    """A rollout: its plan, and the state of its decider."""
 
     __tablename__ = "rollouts"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -178,8 +181,11 @@ class RolloutRow(Base):
     version: Mapped[int]
     status: Mapped[str] = mapped_column(index=True)
     reason: Mapped[str] = mapped_column(default="")
-    spec: Mapped[Json]
+    selector: Mapped[Json]
+    plan: Mapped[Json]
     state: Mapped[Json]
+    gate: Mapped[Json]  # looks taken, and the last verdict
+    created_by: Mapped[str]
     created_at: Mapped[int]
     updated_at: Mapped[int]
 
@@ -296,7 +302,7 @@ class PolicyRow(Base):
 
     __tablename__ = "policy_states"
     model: Mapped[str] = mapped_column(String(64), primary_key=True)
-    state: Mapped[Json]
+    state: Mapped[bytes]
 
 
 class RetrainProposal(Base):

@@ -120,6 +120,7 @@ def upgrade() -> None:
         sa.Column("running_version", sa.BigInteger(), nullable=False),
         sa.Column("running_digest", sa.String(), nullable=False),
         sa.Column("running", sa.JSON(), nullable=False),
+        sa.Column("phase", sa.String(), nullable=False),
         sa.Column("update_state", sa.String(), nullable=False),
         sa.Column("update_code", sa.String(), nullable=False),
         sa.Column("update_detail", sa.String(), nullable=False),
@@ -129,6 +130,8 @@ def upgrade() -> None:
         sa.Column("machine", sa.String(), nullable=False),
         sa.Column("health", sa.JSON(), nullable=False),
         sa.Column("quarantined", sa.Boolean(), nullable=False),
+        sa.Column("drift_level", sa.String(), nullable=False),
+        sa.Column("verdict", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("devices", schema=None) as batch_op:
@@ -194,7 +197,7 @@ def upgrade() -> None:
     op.create_table(
         "policy_states",
         sa.Column("model", sa.String(length=64), nullable=False),
-        sa.Column("state", sa.JSON(), nullable=False),
+        sa.Column("state", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("model"),
     )
     op.create_table(
@@ -223,8 +226,11 @@ def upgrade() -> None:
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("reason", sa.String(), nullable=False),
-        sa.Column("spec", sa.JSON(), nullable=False),
+        sa.Column("selector", sa.JSON(), nullable=False),
+        sa.Column("plan", sa.JSON(), nullable=False),
         sa.Column("state", sa.JSON(), nullable=False),
+        sa.Column("gate", sa.JSON(), nullable=False),
+        sa.Column("created_by", sa.String(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id"),

@@ -1,0 +1,171 @@
+"""The control plane's composition root: wires the rooms, owns threads, processes and shutdown.
+
+Rules: it only wires. Ports are checked before anything starts; what was started is stopped in reverse order, whatever
+happens in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from lightship_agent.contract.codes import SettingsError
+from lightship_agent.files import write_durably
+
+from .api.device_api import DeviceApi
+from .api.operator_api import create_operator_app
+from .api.tls_protocol import PeerProtocol
+from .fleet.broker import BrokerInfo, control_plane_context, start_broker
+from .fleet.ca import server_names
+from .fleet.reconciler import Reconciler
+from .home import Home
+from .monitoring.mqtt_ingest import IngestWorker
+from .settings import Settings
+from .web.pages import add_pages
+
+log = logging.getLogger(__name__)
+WORKER_ID = "lightship-ingest-0"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where things listen."""
+
+    dashboard: str
+    devices: str
+    broker: BrokerInfo | None
+
+
+class ControlPlane:
+    """Everything `lightship up` runs."""
+
+    def __init__(self, home: Home, settings: Settings) -> None:
+        """Nothing runs yet."""
+        self._home = home
+        self._settings = settings
+        self._stack = ExitStack()
+        self._servers: list[uvicorn.Server] = []
+        self._sockets: list[socket.socket] = []
+        self.addresses: Addresses | None = None
+
+    def start(self) -> Addresses:
+        """Bind the ports, start broker, ingest and reconciler. `serve` then answers.
+
+        Raises:
+            SettingsError: settings.port-taken.
+            LinkError: link.broker.
+        """
+        try:
+            return self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> Addresses:
+        settings, home = self._settings, self._home
+        operator_socket = self._bind(settings.api_host, settings.api_port, "api_port")
+        device_socket = self._bind(settings.device_host, settings.device_port, "device_port")
+        broker = start_broker(settings, home.path / "broker", home.ca)
+        poke = None
+        if broker is not None:
+            self._stack.callback(broker.stop)
+            tls = control_plane_context(home.path / "broker", home.ca)
+            ingest = IngestWorker(home.database, broker.info, tls, WORKER_ID)
+            ingest.start()
+            self._stack.callback(ingest.stop)
+            poke = ingest.poke
+        tenant = settings.tenant
+
+        def poke_devices(devices: tuple[str, ...]) -> None:
+            if poke is not None and devices:
+                poke(tenant, devices)
+
+        reconciler = Reconciler(home, settings, poke_devices)
+        reconciler.start()
+        self._stack.callback(reconciler.stop)
+        info = broker.info if broker else None
+        operator_app = create_operator_app(home)
+        add_pages(operator_app, home)
+        self._servers = [
+            _Server(uvicorn.Config(operator_app, lifespan="off", access_log=False, log_level="warning")),
+            _Server(self._device_config(DeviceApi(home, tenant, info))),
+        ]
+        self._sockets = [operator_socket, device_socket]
+        self.addresses = Addresses(
+            dashboard=f"http://{settings.api_host}:{operator_socket.getsockname()[1]}",
+            devices=f"https://{settings.reachable_host}:{device_socket.getsockname()[1]}",
+            broker=info,
+        )
+        return self.addresses
+
+    def serve(self) -> None:
+        """Answer until SIGINT or SIGTERM, then stop everything."""
+        try:
+            asyncio.run(self._serve())
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop what was started, in reverse order."""
+        self._stack.close()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        pairs = zip(self._servers, self._sockets, strict=True)
+        tasks = [asyncio.create_task(server.serve(sockets=[s])) for server, s in pairs]
+        await stop.wait()
+        for server in self._servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
+
+    def _bind(self, host: str, port: int, name: str) -> socket.socket:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        s = socket.socket(family)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+        except OSError as e:
+            s.close()
+            message = f"Can't listen on {host}:{port}: {e.strerror}."
+            raise SettingsError("settings.port-taken", message, remedy=f"Set {name} to another port, or 0.") from e
+        self._stack.callback(s.close)
+        return s
+
+    def _device_config(self, api: DeviceApi) -> uvicorn.Config:
+        folder = self._home.path / "ca"
+        key, chain = self._home.ca.issue_server(server_names([self._settings.reachable_host]))
+        write_durably(folder / "server.key", key, mode=0o600)
+        write_durably(folder / "server.pem", chain)
+        return uvicorn.Config(
+            api.app(),
+            http=PeerProtocol,
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            ssl_keyfile=str(folder / "server.key"),
+            ssl_certfile=str(folder / "server.pem"),
+            ssl_ca_certs=str(self._home.ca.certificate_path),
+            # Enrolment comes without a certificate; every other path refuses those who show none.
+            ssl_cert_reqs=ssl.CERT_OPTIONAL,
+            timeout_keep_alive=30,
+        )
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals to us: both servers stop together."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield

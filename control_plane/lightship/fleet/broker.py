@@ -1,0 +1,144 @@
+"""Fleet: the MQTT broker beside the control plane, whichever it is.
+
+Rules: mosquitto if it is there, else the embedded one, else none (devices then report over HTTPS and poll); the
+choice, and what it can't enforce, is stated once, plainly.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightship.settings import Settings
+from lightship_agent.contract.codes import LinkError
+from lightship_agent.files import write_durably
+
+from .ca import CertificateAuthority, server_names
+
+START_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class BrokerInfo:
+    """How devices, and we, reach the broker."""
+
+    kind: str  # mosquitto | embedded
+    host: str
+    port: int
+    auth: str  # mtls | password
+    device_username: str = ""
+    device_password: str = ""
+    control_username: str = ""
+    control_password: str = ""
+    notice: str = ""
+
+
+@dataclass
+class RunningBroker:
+    """A broker process that we own."""
+
+    info: BrokerInfo
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def start_broker(settings: Settings, folder: Path, ca: CertificateAuthority) -> RunningBroker | None:
+    """Start the broker the settings ask for; None for `broker = "none"`.
+
+    Raises:
+        LinkError: link.broker.
+        SettingsError: settings.port-taken.
+    """
+    from lightship.integrations import mosquitto, rumqttd
+
+    if settings.broker == "none":
+        return None
+    program = mosquitto.find()
+    kind = settings.broker
+    if kind == "auto":
+        kind = "mosquitto" if program else "embedded"
+    host, port = settings.mqtt_host, settings.mqtt_port or free_port(settings.mqtt_host)
+    key, chain = ca.issue_server(server_names([settings.reachable_host]))
+    public = settings.public_host or host
+    if kind == "mosquitto":
+        if program is None:
+            raise LinkError(
+                "link.broker", "mosquitto is not installed.", remedy="Install it, or set broker = embedded."
+            )
+        config = mosquitto.configure(folder, host=host, port=port, ca=ca.certificate_pem(), key=key, chain=chain)
+        process = mosquitto.start(program, config)
+        info = BrokerInfo("mosquitto", public, port, "mtls")
+    else:
+        if not rumqttd.available():
+            message = "No MQTT broker: mosquitto is not on PATH and the `broker` extra is not installed."
+            raise LinkError("link.broker", message, remedy="Install mosquitto, or `pip install 'lightship[broker]'`.")
+        config, device_password, control_password = rumqttd.configure(
+            folder, host=host, port=port, key=key, chain=chain
+        )
+        process = rumqttd.start(config)
+        info = BrokerInfo(
+            "embedded",
+            public,
+            port,
+            "password",
+            rumqttd.DEVICE_USER,
+            device_password,
+            rumqttd.CONTROL_PLANE_USER,
+            control_password,
+            rumqttd.NOTICE,
+        )
+    running = RunningBroker(info, process)
+    try:
+        _wait_until_listening(running, host, port, folder)
+    except BaseException:
+        running.stop()
+        raise
+    return running
+
+
+def control_plane_context(folder: Path, ca: CertificateAuthority) -> ssl.SSLContext:
+    """TLS for our own MQTT session: our CA, and a certificate in the control plane's name."""
+    from lightship.integrations.mosquitto import CONTROL_PLANE_USER
+
+    key, chain = ca.issue_client(CONTROL_PLANE_USER)
+    write_durably(folder / "control-plane.key", key, mode=0o600)
+    write_durably(folder / "control-plane.pem", chain)
+    context = ssl.create_default_context(cafile=str(ca.certificate_path))
+    context.load_cert_chain(folder / "control-plane.pem", folder / "control-plane.key")
+    return context
+
+
+def free_port(host: str) -> int:
+    """A TCP port nobody listens on right now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+        s.bind((host, 0))
+        return int(s.getsockname()[1])
+
+
+def _wait_until_listening(running: RunningBroker, host: str, port: int, folder: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if running.process.poll() is not None:
+            break
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+            s.settimeout(0.5)
+            if s.connect_ex((host, port)) == 0:
+                return
+        time.sleep(0.05)
+    said = "".join(p.read_text(errors="replace")[-400:] for p in folder.glob("*.log"))
+    message = f"The {running.info.kind} broker does not listen on {host}:{port}: {said.strip() or 'it said nothing'}"
+    raise LinkError("link.broker", message, remedy="Is the port taken? Set mqtt_port.")

@@ -1,0 +1,110 @@
+"""The control plane's home folder, opened: the things that every command and every server needs.
+
+    <home>/lightship.db    database            <home>/keys/        signing keys (0600)
+    <home>/artifacts/      by digest           <home>/ca/          certificate authority (0600)
+    <home>/datasets/       by digest           <home>/tuf/         release repository
+    <home>/operator-token  bearer token for the operator API (0600)
+
+Rules: `Home.create` makes all of it or says why not; `Home.open` refuses a folder that is not a home.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightship_agent.contract.codes import StorageError
+from lightship_agent.files import storage_error, write_durably
+
+from .data.store import DatasetStore
+from .fleet.ca import CertificateAuthority
+from .release.keys import KeyFolder
+from .release.repository import ReleaseRepository
+from .storage import audit
+from .storage.artifacts import FolderArtifacts
+from .storage.database import Database
+
+
+@dataclass(frozen=True)
+class Home:
+    """An opened home."""
+
+    path: Path
+    database: Database
+    artifacts: FolderArtifacts
+    datasets: DatasetStore
+    keys: KeyFolder
+    ca: CertificateAuthority
+    releases: ReleaseRepository
+
+    @classmethod
+    def create(cls, path: Path) -> Home:
+        """Make a new home, or complete one that was begun.
+
+        Raises:
+            StorageError: storage.full, storage.unwritable.
+        """
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as e:
+            raise storage_error(e, path) from e
+        home = cls._at(path)
+        home.keys.create()
+        home.ca.create()
+        if not (home.releases.metadata / "timestamp.json").exists():
+            home.releases.create()
+        if not home.token_path.exists():
+            write_durably(home.token_path, secrets.token_urlsafe(32).encode(), mode=0o600)
+        fresh = not (path / "lightship.db").exists()
+        home.database.upgrade()
+        if fresh:
+            with home.database.write() as session:
+                audit.append(session, actor=operator(), verb="home.create", subject=str(path.name))
+        return home
+
+    @classmethod
+    def open(cls, path: Path) -> Home:
+        """Open an existing home.
+
+        Raises:
+            StorageError: storage.not-initialised, storage.schema.
+        """
+        if not (path / "lightship.db").exists():
+            message = f"{path} is not a Lightship home."
+            raise StorageError("storage.not-initialised", message, remedy="Run `lightship init`.")
+        home = cls._at(path)
+        home.database.check_schema()
+        return home
+
+    @classmethod
+    def _at(cls, path: Path) -> Home:
+        keys = KeyFolder(path / "keys")
+        return cls(
+            path=path,
+            database=Database(f"sqlite:///{path / 'lightship.db'}"),
+            artifacts=FolderArtifacts(path / "artifacts"),
+            datasets=DatasetStore(path / "datasets"),
+            keys=keys,
+            ca=CertificateAuthority(path / "ca"),
+            releases=ReleaseRepository(path / "tuf", keys),
+        )
+
+    @property
+    def token_path(self) -> Path:
+        """Where the operator token is."""
+        return self.path / "operator-token"
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+
+def operator() -> str:
+    """Who acts, for the audit log: the name of the system user."""
+    try:
+        return f"user:{getpass.getuser()}"
+    except (OSError, KeyError):
+        return f"uid:{os.getuid()}"

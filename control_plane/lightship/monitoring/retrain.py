@@ -1,0 +1,220 @@
+"""Monitoring: from a retrain proposal to a rollout of the challenger.
+
+Rules:
+* a proposal runs once there are enough labelled rows from devices that are not quarantined, and no rollout of the
+  model is under way; it runs in a process of its own, so that serving the fleet does not wait for fitting;
+* the challenger learns from the champion's dataset plus the feedback, by the champion's recipe, passes the same
+  gates, and is compared with the champion on the same held-out rows;
+* whatever happens is written to the proposal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from lightship.data.dataset import Dataset, concat
+from lightship.home import Home
+from lightship.settings import Settings
+from lightship.storage import audit
+from lightship.storage.models import FeedbackRow, ModelVersion, RetrainProposal, RolloutRow, Run
+from lightship_agent.contract.codes import DataError, FleetError, LightshipError, RegistryError
+
+log = logging.getLogger(__name__)
+ACTOR = "lightship:retrain"
+_ROLLOUT_OVER = ("completed", "rolled-back", "aborted")
+
+
+class RetrainRunner:
+    """Starts the process of a proposal that is ready, and notices when one died."""
+
+    def __init__(self, home: Home, settings: Settings) -> None:
+        """Nothing runs yet."""
+        self._home = home
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._proposal = ""
+
+    def tick(self) -> None:
+        """Start the oldest proposal that is ready."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                return
+            self._collect()
+        with self._home.database.write() as session:
+            proposal = _ready(session, self._settings.retrain_min_rows)
+            if proposal is None:
+                return
+            proposal.status, proposal.updated_at = "running", audit.now_ms()
+            self._proposal = proposal.id
+        log.info("retrain %s begins", self._proposal)
+        command = [sys.executable, "-m", "lightship", "--home", str(self._home.path), "retrain", "run", self._proposal]
+        with (self._home.path / "retrain.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment()
+            )
+
+    def stop(self) -> None:
+        """End the process under way; its proposal goes back to be run again."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(timeout=10)
+        if self._process is not None:
+            self._collect()
+
+    def _collect(self) -> None:
+        assert self._process is not None
+        status, self._process = self._process.returncode, None
+        with self._home.database.write() as session:
+            proposal = session.get(RetrainProposal, self._proposal)
+            if proposal is not None and proposal.status == "running":
+                proposal.status = "failed"
+                proposal.detail = f"The retrain process ended with status {status}; see retrain.log."
+
+
+def run_proposal(home: Home, proposal_id: str, *, actor: str = ACTOR) -> RetrainProposal:
+    """Train, gate, convert, release and roll out the challenger of a proposal.
+
+    Raises:
+        RegistryError: registry.state when the proposal is unknown or over.
+        LightshipError: whatever a gate or a step says; the proposal keeps it.
+    """
+    with home.database.write() as session:
+        proposal = session.get(RetrainProposal, proposal_id)
+        if proposal is None or proposal.status not in ("proposed", "running"):
+            found = proposal.status if proposal is not None else "unknown"
+            raise RegistryError("registry.state", f"Proposal {proposal_id!r} is {found}; expected one that is open.")
+        proposal.status = "running"
+        model, excluded = proposal.model, list(proposal.excluded)
+    try:
+        result = _train_and_roll_out(home, model, excluded, proposal_id, actor)
+    except LightshipError as e:
+        refused = e.code.startswith("gate.")
+        _finish(home, proposal_id, {"status": "refused" if refused else "failed", "detail": f"{e.code}: {e}"})
+        raise
+    return _finish(home, proposal_id, result)
+
+
+def feedback_dataset(home: Home, model: str, excluded: list[str]) -> tuple[Dataset, Dataset]:
+    """The champion's dataset, and the same with the feedback that came since it was made.
+
+    Raises:
+        DataError: data.empty when there is no feedback.
+        RegistryError: registry.unknown-version.
+    """
+    with home.database.read() as session:
+        run, champion = _champion(session, model)
+        query = select(FeedbackRow).where(FeedbackRow.model == model, FeedbackRow.at > champion.created_at)
+        rows = [r for r in session.scalars(query.order_by(FeedbackRow.id)) if r.device not in excluded]
+    old = home.datasets.get(run.dataset_digest)
+    index = {label: i for i, label in enumerate(old.labels)}
+    known = [r for r in rows if r.y in index and len(r.x) == 4 * old.schema.width]
+    if not known:
+        raise DataError("data.empty", f"No labelled feedback for {model} since version {champion.version}.")
+    x = np.stack([np.frombuffer(r.x, dtype="<f4") for r in known]).astype(np.float32)
+    y = np.array([index[r.y] for r in known], dtype=np.int64)
+    fresh = Dataset(
+        name=old.name,
+        schema=old.schema,
+        task=old.task,
+        target=old.target,
+        labels=old.labels,
+        x=x,
+        y=y,
+        titles=old.titles,
+    )
+    return old, concat(old, fresh, old.name)
+
+
+def _train_and_roll_out(home: Home, model: str, excluded: list[str], proposal: str, actor: str) -> dict[str, Any]:
+    from lightship.fleet import rollout, rollouts
+    from lightship.registry import release
+    from lightship.registry.datasets import add_dataset
+    from lightship.registry.pipeline import train_version
+    from lightship.training.recipe import parse_recipe
+
+    with home.database.read() as session:
+        run, _ = _champion(session, model)
+    old, merged = feedback_dataset(home, model, excluded)
+    version_of_data = add_dataset(home, merged, source=f"feedback:{proposal}", parent=old.digest, actor=actor)
+    trained = train_version(
+        home, dataset=version_of_data.digest, recipe=parse_recipe(run.recipe), model=model, actor=actor, kind="retrain"
+    )
+    released = release.release(home, f"{model}@{trained.version}", actor=actor)
+    with home.database.write() as session:
+        last = session.scalars(
+            select(RolloutRow)
+            .where(RolloutRow.model == model, RolloutRow.status == "completed")
+            .order_by(RolloutRow.updated_at.desc())
+        ).first()
+        if last is None:
+            raise FleetError("fleet.rollout-spec", f"No completed rollout of {model} whose waves could be repeated.")
+        plan, new_id = rollouts.plan_of(last), rollouts.new_id()
+        selector = rollouts.selector_of(last)
+        specs = plan.wave_specs or (rollout.WaveSpec(name="all"),)
+        again = rollouts.make_plan(
+            session,
+            model=model,
+            version=released.version,
+            selector=selector,
+            waves=specs,
+            rules=plan.rules,
+            rollout=new_id,
+        )
+        rollouts.create(session, again, selector=selector, rollout=new_id, actor=actor, reason=f"retrain {proposal}")
+    return {"status": "released", "run_id": trained.run_id, "version": released.version, "rollout": new_id}
+
+
+def _ready(session: Session, min_rows: int) -> RetrainProposal | None:
+    query = select(RetrainProposal).where(RetrainProposal.status == "proposed").order_by(RetrainProposal.created_at)
+    for proposal in session.scalars(query):
+        under_way = select(RolloutRow).where(
+            RolloutRow.model == proposal.model, RolloutRow.status.not_in(_ROLLOUT_OVER)
+        )
+        if session.scalars(under_way).first() is not None:
+            continue
+        _, champion = _champion(session, proposal.model)
+        have = session.scalar(
+            select(func.count(FeedbackRow.id)).where(
+                FeedbackRow.model == proposal.model,
+                FeedbackRow.at > champion.created_at,
+                FeedbackRow.at > proposal.since,
+                FeedbackRow.device.not_in(list(proposal.excluded)),
+            )
+        )
+        if (have or 0) >= min_rows:
+            return proposal
+    return None
+
+
+def _champion(session: Session, model: str) -> tuple[Run, ModelVersion]:
+    from lightship.registry import versions
+
+    champion = versions.resolve(session, f"{model}@champion")
+    run = session.get(Run, champion.run_id)
+    assert run is not None
+    return run, champion
+
+
+def _finish(home: Home, proposal_id: str, changes: dict[str, Any]) -> RetrainProposal:
+    with home.database.write() as session:
+        proposal = session.get(RetrainProposal, proposal_id)
+        assert proposal is not None
+        for name, value in changes.items():
+            setattr(proposal, name, value)
+        proposal.updated_at = audit.now_ms()
+        audit.append(session, actor=ACTOR, verb=f"retrain.{proposal.status}", subject=proposal_id, detail=changes)
+    return proposal
+
+
+def _environment() -> dict[str, str]:
+    """What the child needs and no secret: its interpreter's paths and the settings."""
+    kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
+    return {k: v for k, v in os.environ.items() if k in kept or k.startswith("LIGHTSHIP_")}

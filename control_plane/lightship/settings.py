@@ -1,0 +1,135 @@
+"""Settings of the control plane: one table, read from flags, the environment and `<home>/settings.toml`.
+
+Rules: every setting has one row in SETTINGS, from which docs/reference/settings.md is generated; a flag wins over the
+environment, that over the file, that over the default; secrets are files with mode 0600, never settings.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from lightship_agent.contract.codes import InvalidNameError, SettingsError
+from lightship_agent.contract.names import check_name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: the environment variable is LIGHTSHIP_<NAME>."""
+
+    name: str
+    default: str
+    help: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def env(self) -> str:
+        """The environment variable that sets it."""
+        return f"LIGHTSHIP_{self.name.upper()}"
+
+
+SETTINGS: Final[tuple[Setting, ...]] = (
+    Setting("home", "~/.lightship", "Where the database, artifacts, keys and the release repository live."),
+    Setting("tenant", "default", "First level of this fleet's topics."),
+    Setting(
+        "api_host", "127.0.0.1", "Address of the operator API and the dashboard; plain HTTP, so keep it on loopback."
+    ),
+    Setting("api_port", "8600", "Port of the operator API and the dashboard; 0 picks a free one."),
+    Setting("device_host", "127.0.0.1", "Address the device API (HTTPS, mutual TLS) binds to."),
+    Setting("device_port", "8643", "Port of the device API; 0 picks a free one."),
+    Setting("public_host", "", "Host name devices use to reach us; goes into the certificate. Empty: device_host."),
+    Setting("broker", "auto", "Which MQTT broker to start.", "", ("auto", "mosquitto", "embedded", "none")),
+    Setting("mqtt_host", "127.0.0.1", "Address the broker binds to."),
+    Setting("mqtt_port", "8883", "Port of the broker (MQTT over TLS); 0 picks a free one."),
+    Setting("drift_budget", "1", "False drift alarms allowed per device and horizon.", "alarms"),
+    Setting("drift_horizon_windows", "8760", "Windows in the horizon: a year of hourly windows.", "windows"),
+    Setting("drift_floor", "0.02", "Smallest effect that may alarm, w² (population PSI of about the same size)."),
+    Setting("drift_levels", "6", "Window sizes watched: 1, 2, 4, … base windows."),
+    Setting("drift_min_rows", "50", "Fewest rows a window needs to be judged.", "rows"),
+    Setting("retrain", "propose", "What sustained fleet drift leads to.", "", ("off", "propose", "auto")),
+    Setting("retrain_min_rows", "200", "Labelled rows needed before a proposal can run.", "rows"),
+    Setting("reconcile_seconds", "2", "How often rollouts and drift are looked at.", "s"),
+    Setting("log_level", "info", "How much is logged.", "", ("debug", "info", "warning", "error")),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parsed settings; field names are those of SETTINGS."""
+
+    home: Path
+    tenant: str
+    api_host: str
+    api_port: int
+    device_host: str
+    device_port: int
+    public_host: str
+    broker: str
+    mqtt_host: str
+    mqtt_port: int
+    drift_budget: float
+    drift_horizon_windows: int
+    drift_floor: float
+    drift_levels: int
+    drift_min_rows: int
+    retrain: str
+    retrain_min_rows: int
+    reconcile_seconds: float
+    log_level: str
+
+    @property
+    def reachable_host(self) -> str:
+        """The host name devices use."""
+        return self.public_host or self.device_host
+
+
+def load_settings(environment: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from `overrides` (flags), `environment`, `<home>/settings.toml`, then the defaults.
+
+    Raises:
+        SettingsError: settings.invalid, naming the setting and the value found.
+    """
+    flags = {k: v for k, v in (overrides or {}).items() if v is not None}
+    home = Path(str(flags.get("home", environment.get("LIGHTSHIP_HOME", "~/.lightship")))).expanduser()
+    file = _read_file(home / "settings.toml")
+    types = {f.name: str(f.type) for f in fields(Settings)}
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        raw = flags.get(setting.name, environment.get(setting.env, file.get(setting.name, setting.default)))
+        values[setting.name] = _parse(setting, types[setting.name], str(raw))
+    values["home"] = home
+    try:
+        check_name("tenant", values["tenant"])
+    except InvalidNameError as e:
+        raise SettingsError("settings.invalid", f"tenant: {e}") from e
+    return Settings(**values)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise SettingsError("settings.invalid", f"{path} is not readable TOML: {e}.") from e
+    unknown = set(values) - {s.name for s in SETTINGS}
+    if unknown:
+        raise SettingsError("settings.invalid", f"{path}: unknown settings {', '.join(sorted(unknown))}.")
+    return values
+
+
+def _parse(setting: Setting, kind: str, raw: str) -> Any:
+    try:
+        value: Any = {"Path": Path, "int": int, "float": float, "str": str}[kind](raw)
+    except ValueError as e:
+        raise SettingsError("settings.invalid", f"{setting.name}: expected {kind}, found {raw!r}.") from e
+    if setting.choices and raw not in setting.choices:
+        expected = ", ".join(setting.choices)
+        raise SettingsError("settings.invalid", f"{setting.name}: expected one of {expected}; found {raw!r}.")
+    if isinstance(value, int | float) and not value >= 0:
+        raise SettingsError("settings.invalid", f"{setting.name}: expected a number ≥ 0, found {raw!r}.")
+    return value
