@@ -1,0 +1,323 @@
+"""Monitoring: what follows from the verdicts.
+
+Rules of this room:
+* pure: state and facts in, next state and actions out; the caller carries the actions out, and stores the state;
+* one event, one alarm: an event opens with the first alarm of a stream, is confirmed at most once, and closes after
+  `recovery` clean evaluations that could have seen what opened it;
+* handing in the same verdict again, or an older one, changes nothing;
+* everything is keyed by (device, bundle digest): another model is another stream, and starts afresh;
+* one sick device is quarantined, not learned from; a retrain is proposed when the fleet drifts and keeps drifting,
+  once per fleet event, and never rolls anything back: covariate drift is no proof of a worse model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from lightship_agent.contract.codes import SettingsError
+
+from .drift import Alarm, Verdict
+from .fleet import FleetVerdict
+
+Severity = Literal["warning", "critical"]
+
+
+class StreamKey(NamedTuple):
+    """One device serving one bundle."""
+
+    device: str
+    digest: str
+
+
+class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator may set."""
+
+    recovery: int = 3  # clean evaluations that close an event
+    quarantine: bool = True
+    propose: bool = True  # whether a proposal is acted on by itself is the caller's setting
+
+    def __post_init__(self) -> None:
+        """Refuse what can't work.
+
+        Raises:
+            SettingsError: settings.invalid.
+        """
+        if self.recovery < 1:
+            raise SettingsError(
+                "settings.invalid", f"Policy: expected a recovery of at least 1, found {self.recovery}."
+            )
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An open alarm of one stream."""
+
+    opened: float  # Unix seconds
+    window: int  # that opened it
+    last_window: int  # the last one that alarmed
+    level_windows: int  # the shortest block that alarmed: only a test as long can give the all-clear
+    names: tuple[str, ...]  # streams that have alarmed, in order of appearance
+    confirmed: bool = False  # it has been critical
+    clean: int = 0  # clean evaluations in a row
+
+
+class Track(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of one stream."""
+
+    window: int  # the last one judged
+    event: Event | None = None
+    spoken_for: int = -1  # windows up to here belong to an event that is closed
+
+
+class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A drift that devices share."""
+
+    opened: float
+    seen: dict[StreamKey, int]  # members, and the window in which each was first seen drifting with the fleet
+    shared: tuple[str, ...]
+    alarmed: bool = False
+    proposed: bool = False
+
+
+class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is remembered of one model."""
+
+    tracks: dict[StreamKey, Track] = {}
+    quarantined: dict[StreamKey, tuple[str, ...]] = {}  # and the streams it was quarantined for
+    fleet: FleetEvent | None = None
+
+
+class OpenAlarm(msgspec.Struct, frozen=True, kw_only=True, tag="open-alarm"):
+    """A stream has begun to alarm."""
+
+    key: StreamKey
+    at: float
+    window: int
+    severity: Severity
+    names: tuple[str, ...]
+
+
+class ConfirmAlarm(msgspec.Struct, frozen=True, kw_only=True, tag="confirm-alarm"):
+    """An open warning has become critical."""
+
+    key: StreamKey
+    at: float
+    window: int
+    names: tuple[str, ...]
+
+
+class CloseAlarm(msgspec.Struct, frozen=True, kw_only=True, tag="close-alarm"):
+    """An event is over."""
+
+    key: StreamKey
+    at: float
+    reason: Literal["recovered", "model-changed"]
+
+
+class Quarantine(msgspec.Struct, frozen=True, kw_only=True, tag="quarantine"):
+    """Learn nothing from this device."""
+
+    key: StreamKey
+    at: float
+    names: tuple[str, ...]
+    reason: str
+
+
+class ReleaseQuarantine(msgspec.Struct, frozen=True, kw_only=True, tag="release-quarantine"):
+    """The device may be learned from again."""
+
+    key: StreamKey
+    at: float
+    reason: Literal["recovered", "model-changed", "fleet"]
+
+
+class FleetAlarm(msgspec.Struct, frozen=True, kw_only=True, tag="fleet-alarm"):
+    """The fleet drifts, and still did when it was looked at again."""
+
+    model: str
+    at: float
+    devices: tuple[str, ...]
+    names: tuple[str, ...]
+    sentence: str
+
+
+class ProposeRetrain(msgspec.Struct, frozen=True, kw_only=True, tag="propose-retrain"):
+    """Train a new version on what `devices` see now."""
+
+    model: str
+    at: float
+    reason: str
+    devices: tuple[str, ...]
+    excluded: tuple[str, ...]  # quarantined
+
+
+Action = OpenAlarm | ConfirmAlarm | CloseAlarm | Quarantine | ReleaseQuarantine | FleetAlarm | ProposeRetrain
+
+
+def decide(
+    state: PolicyState,
+    verdicts: Mapping[StreamKey, Verdict],
+    fleet: FleetVerdict,
+    *,
+    model: str,
+    now: float,
+    settings: PolicySettings,
+) -> tuple[PolicyState, tuple[Action, ...]]:
+    """The next state of one model's monitoring, and what to do.
+
+    Args:
+        state: as returned by the last call; `PolicyState()` at first.
+        verdicts: the latest verdict of each stream. A device that is silent may be left out; one that appears under
+            another digest has changed its model.
+        fleet: `judge_fleet` of the same verdicts.
+        model: its name, for the proposal.
+        now: Unix seconds, for the record only; nothing is decided by the clock.
+        settings: dwell and switches.
+    """
+    actions: list[Action] = []
+    tracks, quarantined = _drop_replaced(state, verdicts, now, actions)
+    for key in sorted(verdicts):
+        before = tracks.get(key) or Track(window=-1)
+        tracks[key], followed = _advance(before, key, verdicts[key], now, settings.recovery)
+        actions.extend(followed)
+        if before.event and not tracks[key].event and quarantined.pop(key, None) is not None:
+            actions.append(ReleaseQuarantine(key=key, at=now, reason="recovered"))
+    event = _fleet_event(state.fleet, tracks, fleet, now)
+    if settings.quarantine:
+        actions.extend(_quarantine(tracks, quarantined, fleet, event, now))
+    if event and fleet.kind == "fleet":
+        excluded = sorted({k.device for k in quarantined})
+        event, shared = _fleet_actions(event, tracks, excluded, fleet, model=model, now=now)
+        actions.extend(a for a in shared if settings.propose or isinstance(a, FleetAlarm))
+    return PolicyState(tracks=tracks, quarantined=quarantined, fleet=event), tuple(actions)
+
+
+def _drop_replaced(
+    state: PolicyState, verdicts: Mapping[StreamKey, Verdict], now: float, actions: list[Action]
+) -> tuple[dict[StreamKey, Track], dict[StreamKey, tuple[str, ...]]]:
+    """Forget streams whose device now serves another bundle."""
+    serving: dict[str, set[str]] = {}
+    for device, digest in verdicts:
+        serving.setdefault(device, set()).add(digest)
+    tracks, quarantined = dict(state.tracks), dict(state.quarantined)
+    for key in sorted(state.tracks):
+        if key.digest in serving.get(key.device, {key.digest}):
+            continue
+        if tracks.pop(key).event:
+            actions.append(CloseAlarm(key=key, at=now, reason="model-changed"))
+        if quarantined.pop(key, None) is not None:
+            actions.append(ReleaseQuarantine(key=key, at=now, reason="model-changed"))
+    return tracks, quarantined
+
+
+def _advance(track: Track, key: StreamKey, verdict: Verdict, now: float, recovery: int) -> tuple[Track, list[Action]]:
+    """One stream, one verdict."""
+    if verdict.window <= track.window:
+        return track, []
+    # A long block that still holds windows of a closed event tells nothing new.
+    alarms = [a for a in verdict.alarms if a.first_window > track.spoken_for]
+    event = track.event
+    if alarms:
+        event, actions = _alarmed(event, alarms, key, verdict.window, now)
+        return msgspec.structs.replace(track, window=verdict.window, event=event), actions
+    if event and max(verdict.tested, default=0) >= event.level_windows:
+        event = msgspec.structs.replace(event, clean=event.clean + 1)
+        if event.clean >= recovery:
+            closed = CloseAlarm(key=key, at=now, reason="recovered")
+            return Track(window=verdict.window, spoken_for=event.last_window), [closed]
+    return msgspec.structs.replace(track, window=verdict.window, event=event), []
+
+
+def _alarmed(
+    event: Event | None, alarms: Sequence[Alarm], key: StreamKey, window: int, now: float
+) -> tuple[Event, list[Action]]:
+    """Open an event, or carry an open one on."""
+    names = tuple(dict.fromkeys([*(event.names if event else ()), *(a.name for a in alarms)]))
+    shortest = min(a.level_windows for a in alarms)
+    critical = any(a.confirmed for a in alarms)
+    if event is None:
+        severity: Severity = "critical" if critical else "warning"
+        opened = Event(
+            opened=now, window=window, last_window=window, level_windows=shortest, names=names, confirmed=critical
+        )
+        return opened, [OpenAlarm(key=key, at=now, window=window, severity=severity, names=names)]
+    carried = msgspec.structs.replace(
+        event,
+        last_window=window,
+        level_windows=min(shortest, event.level_windows),
+        names=names,
+        confirmed=critical or event.confirmed,
+        clean=0,
+    )
+    if critical and not event.confirmed:
+        return carried, [ConfirmAlarm(key=key, at=now, window=window, names=names)]
+    return carried, []
+
+
+def _fleet_event(
+    event: FleetEvent | None, tracks: Mapping[StreamKey, Track], fleet: FleetVerdict, now: float
+) -> FleetEvent | None:
+    """Open, extend or close the shared event: it is over when fewer than two of its members still alarm."""
+    members = {k: t.window for k, t in sorted(tracks.items()) if fleet.kind == "fleet" and k.device in fleet.devices}
+    if event is None:
+        return FleetEvent(opened=now, seen=members, shared=fleet.shared) if members else None
+    seen = {**members, **{k: w for k, w in event.seen.items() if k in tracks}}
+    if not members and sum(tracks[k].event is not None for k in seen) < 2:
+        return None
+    shared = tuple(dict.fromkeys([*event.shared, *fleet.shared]))
+    return msgspec.structs.replace(event, seen=seen, shared=shared)
+
+
+def _quarantine(
+    tracks: Mapping[StreamKey, Track],
+    quarantined: dict[StreamKey, tuple[str, ...]],
+    fleet: FleetVerdict,
+    event: FleetEvent | None,
+    now: float,
+) -> list[Action]:
+    """Set aside confirmed devices that drift on their own; let go of those whom the fleet has followed."""
+    actions: list[Action] = []
+    seen = event.seen if event else {}
+    shared = set(event.shared) if event else set()
+    for key, track in sorted(tracks.items()):
+        own = fleet.own.get(key.device, ())
+        if key in quarantined:
+            if key in seen and not own and shared.issuperset(quarantined[key]):
+                del quarantined[key]
+                actions.append(ReleaseQuarantine(key=key, at=now, reason="fleet"))
+        elif track.event and track.event.confirmed and not track.event.clean and (own or key not in seen):
+            names = own or track.event.names
+            quarantined[key] = names
+            reason = f"{key.device} drifts on its own in {', '.join(names[:3])}."
+            actions.append(Quarantine(key=key, at=now, names=names, reason=reason))
+    return actions
+
+
+def _fleet_actions(
+    event: FleetEvent,
+    tracks: Mapping[StreamKey, Track],
+    excluded: Sequence[str],
+    fleet: FleetVerdict,
+    *,
+    model: str,
+    now: float,
+) -> tuple[FleetEvent, list[FleetAlarm | ProposeRetrain]]:
+    """Alarm once it has lasted; propose once two members are critical, which takes two evaluations of each."""
+    actions: list[FleetAlarm | ProposeRetrain] = []
+    members = [k for k in event.seen if k.device in fleet.devices]
+    again = [k for k in members if tracks[k].window > event.seen[k]]
+    if not event.alarmed and 2 * len(again) >= len(members):
+        event = msgspec.structs.replace(event, alarmed=True)
+        actions.append(
+            FleetAlarm(model=model, at=now, devices=fleet.devices, names=event.shared, sentence=fleet.sentence)
+        )
+    healthy = [k for k in members if k.device not in excluded]
+    critical = [k for k in healthy if (e := tracks[k].event) and e.confirmed]
+    if event.alarmed and not event.proposed and len(critical) >= 2:
+        event = msgspec.structs.replace(event, proposed=True)
+        devices = tuple(sorted({k.device for k in healthy}))
+        reason = f"{fleet.sentence} {len(critical)} devices are critical."
+        actions.append(ProposeRetrain(model=model, at=now, reason=reason, devices=devices, excluded=tuple(excluded)))
+    return event, actions

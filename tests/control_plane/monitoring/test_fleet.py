@@ -1,0 +1,114 @@
+"""The fleet tells a sick device from a changed world."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightship.monitoring.drift import Alarm, DriftSettings, FeatureShift, Verdict
+from lightship.monitoring.fleet import FleetVerdict, judge_fleet
+
+SETTINGS = DriftSettings()
+
+
+def shift(name: str, *, alarm: bool = True, p: float = 1e-12) -> FeatureShift:
+    return FeatureShift(
+        name=name,
+        kind="feature",
+        psi=0.5,
+        psi_low=0.3,
+        psi_high=0.7,
+        p_value=p,
+        level_windows=1,
+        first_window=9,
+        rows=200,
+        score=0.5,
+        alarm=alarm,
+        current=(),
+        reference=(),
+    )
+
+
+def drifting(*names: str, confirmed: bool = False) -> Verdict:
+    alarms = tuple(Alarm(name=n, kind="shift", level_windows=1, first_window=9, confirmed=confirmed) for n in names)
+    return Verdict(
+        level="critical" if confirmed else "warning",
+        window=9,
+        rows=200,
+        tested=(1, 2),
+        alarms=alarms,
+        evidence=tuple(shift(n) for n in names),
+        quality=(),
+        p_value=1e-9,
+    )
+
+
+HEALTHY = Verdict(level="ok", window=9, rows=200, tested=(1, 2), alarms=(), evidence=(), quality=(), p_value=0.6)
+SILENT = msgspec.structs.replace(HEALTHY, tested=(), p_value=None, rows=3)
+UNEASY = msgspec.structs.replace(HEALTHY, evidence=(shift("f1", alarm=False, p=1e-5),), p_value=0.005)
+
+
+def judge(verdicts: list[Verdict]) -> FleetVerdict:
+    return judge_fleet({f"d{i}": v for i, v in enumerate(verdicts)}, SETTINGS)
+
+
+def test_a_healthy_fleet_is_none() -> None:
+    assert judge([HEALTHY] * 5).kind == "none"
+    assert judge([]).kind == "none"
+    assert "enough rows" in judge([SILENT]).sentence
+
+
+@pytest.mark.parametrize(("drift", "devices"), [(2, 2), (2, 3), (2, 4), (3, 5), (3, 6), (10, 20), (500, 1_000)])
+def test_half_of_the_devices_and_at_least_two_are_the_fleet(drift: int, devices: int) -> None:
+    verdict = judge([drifting("f1")] * drift + [HEALTHY] * (devices - drift))
+    assert (verdict.kind, verdict.shared, len(verdict.devices)) == ("fleet", ("f1",), drift)
+    fewer = judge([drifting("f1")] * (drift - 1) + [HEALTHY] * (devices - drift + 1))
+    assert fewer.kind == "local"
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 5, 100])
+def test_one_drifting_device_is_never_the_fleet_and_is_named(devices: int) -> None:
+    verdict = judge([drifting("f1")] + [HEALTHY] * (devices - 1))
+    assert (verdict.kind, verdict.devices) == ("local", ("d0",))
+    assert "d0" in verdict.sentence
+
+
+def test_a_device_that_is_alone_says_that_it_can_not_tell() -> None:
+    assert "can't tell" in judge([drifting("f1")]).sentence
+
+
+def test_two_devices_that_drift_in_different_features_are_two_sick_devices() -> None:
+    verdict = judge([drifting("f1"), drifting("f2")])
+    assert (verdict.kind, verdict.devices) == ("local", ("d0", "d1"))
+
+
+def test_devices_without_rows_have_no_vote() -> None:
+    assert judge([drifting("f1"), drifting("f1")] + [SILENT] * 50).kind == "fleet"
+
+
+def test_a_device_below_its_own_alarm_line_counts_when_others_show_the_same() -> None:
+    verdict = judge([drifting("f1"), UNEASY, UNEASY, HEALTHY])
+    assert (verdict.kind, verdict.devices) == ("fleet", ("d0", "d1", "d2"))
+
+
+def test_uneasy_devices_alone_are_the_fleet_only_when_the_budget_can_bear_it() -> None:
+    assert judge([UNEASY, UNEASY, HEALTHY]).kind == "none"  # 3e-4 an hour would be two alarms a year
+    assert judge([UNEASY] * 8 + [HEALTHY] * 2).kind == "fleet"
+
+
+def test_what_a_member_shows_alone_is_told_apart_from_what_it_shares() -> None:
+    verdict = judge([drifting("f1", "f4", confirmed=True)] + [drifting("f1", confirmed=True)] * 4)
+    assert verdict.kind == "fleet"
+    assert verdict.own == {"d0": ("f4",)}
+
+
+@settings(deadline=None)
+@given(drift=st.integers(0, 30), healthy=st.integers(0, 30))
+def test_another_drifting_device_never_makes_it_less_of_a_fleet(drift: int, healthy: int) -> None:
+    order = {"none": 0, "local": 1, "fleet": 2}
+    now = judge([drifting("f1")] * drift + [HEALTHY] * healthy)
+    more = judge([drifting("f1")] * (drift + 1) + [HEALTHY] * healthy)
+    assert order[more.kind] >= order[now.kind]
+    assert more.p_value <= now.p_value or drift == 0
