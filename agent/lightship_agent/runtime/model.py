@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -29,8 +30,7 @@ _WARM_UP_RUNS: Final = 5
 _FATAL_ONLY: Final = 4  # onnxruntime's log level: we report its exceptions, it need not write to stderr as well
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, eq=False):
     """What a model said about n rows.
 
     `labels` are class indices, int64 `[n]`; `scores` float32 `[n, classes]`; `values` float32 `[n, 1]`.
@@ -63,6 +63,7 @@ class LoadedModel:
     row_ms: float  # the fastest warm-up run of one row
     _session: Any = field(repr=False)
     _fetch: tuple[str, ...] = field(repr=False)
+    _classes: int = field(repr=False)  # 0 for a regressor
 
     def predict(self, rows: npt.NDArray[np.float32]) -> Prediction:
         """Predict `rows`, float32 C-contiguous `[n, width]`, as `FeatureSchema.check_rows` returns them.
@@ -75,17 +76,17 @@ class LoadedModel:
         except Exception as e:  # onnxruntime's exceptions share no base class
             raise ServingError("serving.runtime", f"{self.name}@{self.version} failed to predict: {e}") from e
         try:
-            if self.outputs.task == "classification":
-                return self._classes(dict(zip(self._fetch, found, strict=True)), len(rows))
-            return Prediction(values=np.asarray(found[0], dtype=np.float32).reshape(len(rows), 1))
+            if self._classes:
+                return self._classify(found, len(rows))
+            return Prediction(values=found[0].reshape(len(rows), 1))
         except (ValueError, TypeError, AttributeError) as e:
             message = f"{self.name}@{self.version} answered in another shape than it should: {e}"
             raise ServingError("serving.runtime", message) from e
 
-    def _classes(self, found: dict[str, Any], rows: int) -> Prediction:
-        outputs = self.outputs
-        classes = len(outputs.labels)
-        scores: npt.NDArray[np.float32] | None = found.get(outputs.score_output)
+    def _classify(self, found: list[Any], rows: int) -> Prediction:
+        """The graph's answers come in the order of `Outputs.names`: label, then scores, each if there."""
+        outputs, classes = self.outputs, self._classes
+        scores: npt.NDArray[np.float32] | None = found[-1] if outputs.score_output else None
         if scores is not None and scores.shape != (rows, classes):
             message = f"Expected scores [{rows}, {classes}], found {list(scores.shape)}."
             raise ServingError("serving.runtime", message)
@@ -93,14 +94,15 @@ class LoadedModel:
         if scores is not None and outputs.threshold is not None and classes == 2:
             labels = (scores[:, 1] >= outputs.threshold).astype(np.int64)
         elif outputs.label_output:
-            labels = found[outputs.label_output].reshape(rows)
+            labels = found[0].reshape(rows)
         else:
             assert scores is not None  # _check_graph wants one of the two
             labels = scores.argmax(axis=1)
-        lowest, highest = (labels.item(),) * 2 if rows == 1 else (labels.min(initial=0), labels.max(initial=0))
+        highest = labels.item() if rows == 1 else int(labels.max(initial=0))
+        lowest = highest if rows == 1 else int(labels.min(initial=0))
         if lowest < 0 or highest >= classes:
             raise ServingError("serving.runtime", f"Expected class indices below {classes}, found {highest}.")
-        return Prediction(labels=labels, scores=scores)
+        return Prediction(labels, scores)
 
 
 def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
@@ -129,6 +131,7 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
         row_ms=0.0,
         _session=session,
         _fetch=manifest.outputs.names,
+        _classes=len(manifest.outputs.labels) if manifest.outputs.task == "classification" else 0,
     )
     return dataclasses.replace(model, row_ms=_warm_up(model, bundle.golden.inputs.matrix()[:1]))
 
@@ -170,8 +173,9 @@ def _check_graph(session: Any, schema: FeatureSchema, outputs: Outputs) -> None:
     if not set(outputs.names) <= set(found):
         raise _differs("the outputs", list(outputs.names), list(found))
     if outputs.task == "classification":
-        if not (outputs.label_output or outputs.score_output) or len(outputs.labels) < 2:
-            raise _differs("a classifier", "a label or score output and two or more labels", outputs)
+        answers = outputs.label_output or outputs.score_output
+        if not answers or outputs.value_output or len(outputs.labels) < 2:
+            raise _differs("a classifier", "a label or score output and two or more labels", list(outputs.names))
         if outputs.label_output:
             _check_tensor(found[outputs.label_output], "tensor(int64)", (None,))
         if outputs.score_output:
