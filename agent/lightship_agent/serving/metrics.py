@@ -1,0 +1,121 @@
+"""Serving: the agent's numbers as Prometheus text.
+
+Rules:
+* every metric stands in `METRICS`, and the reference page is generated from that table;
+* names carry their unit; counters end in _total; nothing is rendered that is not in the table.
+
+Source: the Prometheus text exposition format 0.0.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, NamedTuple
+
+from .dataplane import ModelStats
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metric(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    type: Literal["counter", "gauge", "summary"]
+    help: str
+
+
+class Sample(NamedTuple):
+    """A value with its labels; `suffix` is _sum or _count of a summary."""
+
+    value: float
+    labels: Mapping[str, str] = {}
+    suffix: str = ""
+
+
+METRICS: Final[tuple[Metric, ...]] = (
+    Metric("lightship_agent_info", "gauge", "Always 1; the agent's version as a label."),
+    Metric("lightship_agent_uptime_seconds", "gauge", "Seconds since the agent started."),
+    Metric("lightship_agent_model_info", "gauge", "Always 1 per served model; version and bundle digest as labels."),
+    Metric("lightship_agent_requests_total", "counter", "Answered requests per model and version."),
+    Metric("lightship_agent_rows_total", "counter", "Predicted rows per model and version."),
+    Metric("lightship_agent_failures_total", "counter", "Requests the runtime failed to answer."),
+    Metric("lightship_agent_errors_total", "counter", "Refused and failed requests by error code."),
+    Metric(
+        "lightship_agent_latency_seconds", "summary", "Time to answer a request inside the agent; recent quantiles."
+    ),
+    Metric("lightship_agent_ring_dropped_rows_total", "counter", "Rows overwritten before the monitor counted them."),
+    Metric("lightship_agent_outbox_records", "gauge", "Reports waiting to be sent."),
+    Metric("lightship_agent_outbox_dropped_total", "counter", "Reports dropped because the outbox was full."),
+    Metric("lightship_agent_update_state", "gauge", "1 for the state the update machine is in."),
+    Metric("lightship_agent_health_cpu_percent", "gauge", "Busy share of all CPUs since the last reading."),
+    Metric("lightship_agent_health_load_1m", "gauge", "Load average of one minute."),
+    Metric("lightship_agent_health_memory_self_mb", "gauge", "Proportional set size of the agent, MB."),
+    Metric("lightship_agent_health_memory_available_mb", "gauge", "Memory available to programs, MB."),
+    Metric("lightship_agent_health_disk_free_mb", "gauge", "Free space where the agent keeps its state, MB."),
+    Metric("lightship_agent_health_temperature_c", "gauge", "The hottest thermal zone, degrees Celsius."),
+    Metric("lightship_agent_health_uptime_s", "gauge", "Seconds since the device booted."),
+)
+_PREFIX: Final = "lightship_agent_"
+
+
+def render(values: Mapping[str, Iterable[Sample]]) -> str:
+    """The exposition of `values`, in the table's order; metrics without a sample are left out.
+
+    Args:
+        values: samples by full metric name; names that are not in `METRICS` are ignored.
+    """
+    lines: list[str] = []
+    for metric in METRICS:
+        samples = list(values.get(metric.name, ()))
+        if not samples:
+            continue
+        lines += [f"# HELP {metric.name} {_escape(metric.help)}", f"# TYPE {metric.name} {metric.type}"]
+        lines += [f"{metric.name}{s.suffix}{_labels(s.labels)} {_number(s.value)}" for s in samples]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def plane_samples(stats: Iterable[ModelStats], errors: Mapping[str, int]) -> dict[str, list[Sample]]:
+    """What the data plane counts, by metric name."""
+    found: dict[str, list[Sample]] = {}
+
+    def add(name: str, sample: Sample) -> None:
+        found.setdefault(_PREFIX + name, []).append(sample)
+
+    for s in stats:
+        who = {"model": s.model.name, "version": str(s.model.version)}
+        add("model_info", Sample(1, {**who, "digest": s.model.digest}))
+        add("requests_total", Sample(s.requests, who))
+        add("rows_total", Sample(s.rows, who))
+        add("failures_total", Sample(s.failures, who))
+        add("latency_seconds", Sample(s.p50_ms / 1_000, {**who, "quantile": "0.5"}))
+        add("latency_seconds", Sample(s.p95_ms / 1_000, {**who, "quantile": "0.95"}))
+        add("latency_seconds", Sample(s.seconds, who, "_sum"))
+        add("latency_seconds", Sample(s.requests, who, "_count"))
+    for code, count in sorted(errors.items()):
+        add("errors_total", Sample(count, {"code": code}))
+    return found
+
+
+def health_samples(health: Mapping[str, float]) -> dict[str, list[Sample]]:
+    """Device health, by metric name."""
+    return {f"{_PREFIX}health_{key}": [Sample(value)] for key, value in health.items()}
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    pairs = ",".join(f'{key}="{_escape(value, quote=True)}"' for key, value in labels.items())
+    return "{" + pairs + "}"
+
+
+def _escape(text: str, *, quote: bool = False) -> str:
+    escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return escaped.replace('"', '\\"') if quote else escaped
+
+
+def _number(value: float) -> str:
+    if math.isfinite(value):
+        return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return "NaN" if math.isnan(value) else ("+Inf" if value > 0 else "-Inf")

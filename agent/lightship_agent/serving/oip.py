@@ -1,0 +1,330 @@
+"""Serving: the Open Inference Protocol V2 on the wire, JSON and binary tensors.
+
+Rules:
+* pure: bytes in, requests out, and back; bounds are checked before anything large is built;
+* numbers are numbers: a string, a boolean among floats or a number out of its datatype's range is refused;
+* JSON null stands for NaN in floating-point tensors, and the schema decides whether that may be;
+* binary tensors follow the JSON in order, little-endian, row-major; BYTES as u32 length + bytes each.
+
+Source: the Open Inference Protocol and its binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lightship_agent import __version__
+from lightship_agent.contract.codes import ServingError
+from lightship_agent.runtime.model import LoadedModel
+
+from .dataplane import MAX_ROWS, InferRequest, InferResponse, Tensor
+
+MAX_BODY: Final = 16 * 1024 * 1024  # bytes
+MAX_RANK: Final = 8
+EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "statistics")
+_MAX_INPUTS: Final = 64
+
+#: Datatype → little-endian numpy type.
+DTYPES: Final[dict[str, str]] = {
+    "BOOL": "?",
+    "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+    "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+
+
+class _In(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = msgspec.Raw(b"")
+    parameters: dict[str, Any] = {}
+
+
+class _Out(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_In]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[_Out] = []
+
+
+class _TensorJson(msgspec.Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: dict[str, Any] | None = None
+    data: Any = None
+
+
+class _ResponseJson(msgspec.Struct):
+    model_name: str
+    model_version: str
+    id: str
+    parameters: Mapping[str, str]
+    outputs: list[_TensorJson]
+
+
+_REQUEST: Final = msgspec.json.Decoder(_Request)
+_ENCODER: Final = msgspec.json.Encoder()
+#: The common case, flat data, decodes straight into the right Python numbers.
+_FLAT: Final[dict[str, msgspec.json.Decoder[Any]]] = {
+    "f": msgspec.json.Decoder(list[float]),
+    "i": msgspec.json.Decoder(list[int]),
+    "u": msgspec.json.Decoder(list[int]),
+    "b": msgspec.json.Decoder(list[bool]),
+}
+_LEAVES: Final[dict[str, tuple[type, ...]]] = {
+    "f": (float, int, type(None)),
+    "i": (int,),
+    "u": (int,),
+    "b": (bool,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Which outputs the client wants as binary."""
+
+    default: bool = False
+    chosen: Mapping[str, bool] = field(default_factory=dict)
+
+    def is_binary(self, name: str) -> bool:
+        """Whether that output goes after the JSON."""
+        return self.chosen.get(name, self.default)
+
+
+_JSON_ONLY: Final = Encoding()
+
+
+def decode_infer(
+    body: bytes, *, header_length: int | None = None, model: str | None = None, version: str | None = None
+) -> tuple[InferRequest, Encoding]:
+    """The request in `body`, and how its answer shall travel.
+
+    Args:
+        body: the whole HTTP body.
+        header_length: the value of Inference-Header-Content-Length, None when it was not sent.
+        model: name in the path.
+        version: version in the path, if any.
+
+    Raises:
+        ServingError: serving.too-large, serving.malformed, serving.input.
+    """
+    if len(body) > MAX_BODY:
+        raise ServingError("serving.too-large", f"Expected at most {MAX_BODY} bytes, found {len(body)}.")
+    text, blobs = _split(body, header_length)
+    try:
+        parsed = _REQUEST.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise ServingError("serving.malformed", f"Expected an inference request in JSON: {e}.") from e
+    if not 0 < len(parsed.inputs) <= _MAX_INPUTS:
+        message = f"Expected 1 to {_MAX_INPUTS} inputs, found {len(parsed.inputs)}."
+        raise ServingError("serving.malformed", message)
+    inputs, at = [], 0
+    for tensor in parsed.inputs:
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            inputs.append(_json_tensor(tensor))
+        else:
+            end = _blob_end(tensor, size, at, len(blobs))
+            inputs.append(_binary_tensor(tensor, blobs[at:end]))
+            at = end
+    if at != len(blobs):
+        raise ServingError("serving.malformed", f"{len(blobs) - at} bytes follow the last binary tensor.")
+    request = InferRequest(
+        inputs=tuple(inputs),
+        model=model,
+        version=version,
+        id=parsed.id,
+        outputs=tuple(out.name for out in parsed.outputs),
+    )
+    return request, _encoding(parsed)
+
+
+def encode_infer(response: InferResponse, encoding: Encoding = _JSON_ONLY) -> tuple[bytes, int | None]:
+    """The body of `response`, and the length of its JSON when binary tensors follow it."""
+    tensors, blobs = [], []
+    for tensor in response.outputs:
+        if encoding.is_binary(tensor.name):
+            blob = _blob(tensor)
+            blobs.append(blob)
+            parameters = {"binary_data_size": len(blob)}
+            tensors.append(_TensorJson(tensor.name, tensor.datatype, tensor.shape, parameters))
+        else:
+            data = tensor.data if isinstance(tensor.data, list) else tensor.data.ravel().tolist()
+            tensors.append(_TensorJson(tensor.name, tensor.datatype, tensor.shape, None, data))
+    text = _ENCODER.encode(
+        _ResponseJson(response.model_name, response.model_version, response.id, response.parameters, tensors)
+    )
+    return (text + b"".join(blobs), len(text)) if blobs else (text, None)
+
+
+def encode_error(code: str, message: str) -> bytes:
+    """The protocol's error object, with our stable code beside it."""
+    return _ENCODER.encode({"error": message, "code": code})
+
+
+def server_metadata() -> dict[str, Any]:
+    """What GET /v2 answers."""
+    return {"name": "lightship-agent", "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(model: LoadedModel) -> dict[str, Any]:
+    """What GET /v2/models/{m} answers; -1 is a free dimension."""
+    classes = len(model.outputs.labels)
+    outputs = [
+        {"name": "label", "datatype": "BYTES", "shape": [-1]},
+        {"name": "class", "datatype": "INT64", "shape": [-1]},
+    ]
+    if model.outputs.score_output:
+        outputs.append({"name": "scores", "datatype": "FP32", "shape": [-1, classes]})
+    if model.outputs.task == "regression":
+        outputs = [{"name": "value", "datatype": "FP32", "shape": [-1]}]
+    return {
+        "name": model.name,
+        "versions": [str(model.version)],
+        "platform": "onnx_onnxv1",
+        "inputs": [{"name": model.schema.input_name, "datatype": "FP32", "shape": [-1, model.schema.width]}],
+        "outputs": outputs,
+        "parameters": {
+            "digest": model.digest,
+            "schema_digest": model.schema_digest,
+            "features": list(model.schema.names),
+            "labels": list(model.outputs.labels),
+            "max_rows": MAX_ROWS,
+        },
+    }
+
+
+def _split(body: bytes, header_length: int | None) -> tuple[bytes, bytes]:
+    if header_length is None:
+        return body, b""
+    if not 0 < header_length <= len(body):
+        message = f"Inference-Header-Content-Length: expected 1 to {len(body)}, found {header_length}."
+        raise ServingError("serving.malformed", message)
+    return body[:header_length], body[header_length:]
+
+
+def _encoding(parsed: _Request) -> Encoding:
+    default = parsed.parameters.get("binary_data_output") is True
+    chosen = {o.name: o.parameters["binary_data"] is True for o in parsed.outputs if "binary_data" in o.parameters}
+    return Encoding(default, chosen) if default or chosen else _JSON_ONLY
+
+
+def _dtype(tensor: _In) -> np.dtype[Any]:
+    if tensor.datatype not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise ServingError(
+            "serving.input", f"{tensor.name[:64]!r}: expected one of {known}; found {tensor.datatype[:16]!r}."
+        )
+    return np.dtype(DTYPES[tensor.datatype])
+
+
+def _elements(tensor: _In) -> int:
+    if not 0 < len(tensor.shape) <= MAX_RANK or min(tensor.shape) < 0:
+        message = f"{tensor.name[:64]!r}: expected 1 to {MAX_RANK} dimensions of 0 or more, found {tensor.shape[:9]}."
+        raise ServingError("serving.input", message)
+    if max(tensor.shape) > MAX_ROWS:
+        message = f"{tensor.name[:64]!r}: expected dimensions up to {MAX_ROWS}, found {max(tensor.shape)}."
+        raise ServingError("serving.too-large", message)
+    return math.prod(tensor.shape)
+
+
+def _json_tensor(tensor: _In) -> Tensor:
+    dtype, elements = _dtype(tensor), _elements(tensor)
+    if tensor.datatype == "FP16":
+        raise ServingError("serving.input", "FP16 travels only as a binary tensor.")
+    raw = bytes(tensor.data)
+    if not raw:
+        raise ServingError("serving.malformed", f"{tensor.name[:64]!r} has neither data nor binary_data_size.")
+    # A comma stands between two numbers: what holds too many is refused before it becomes objects.
+    if raw.count(b",") >= max(1, elements):
+        message = f"{tensor.name[:64]!r}: shape {tensor.shape} is {elements} numbers, found more."
+        raise ServingError("serving.input", message)
+    try:
+        flat = _FLAT[dtype.kind].decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        flat = _flatten(tensor.name, raw, dtype.kind)
+    if len(flat) != elements:
+        message = f"{tensor.name[:64]!r}: shape {tensor.shape} is {elements} numbers, found {len(flat)}."
+        raise ServingError("serving.input", message)
+    return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), _array(tensor, flat, dtype))
+
+
+def _array(tensor: _In, flat: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    try:
+        # Through float64: a number too large for float32 becomes infinite there, without a warning here.
+        return np.array(flat, dtype=np.float64 if dtype.kind == "f" else dtype)
+    except (OverflowError, ValueError) as e:
+        message = f"{tensor.name[:64]!r}: a number is outside the range of {tensor.datatype}."
+        raise ServingError("serving.input", message) from e
+
+
+def _flatten(name: str, raw: bytes, kind: str) -> list[Any]:
+    """Nested data, row-major, and floats with nulls; every leaf is checked."""
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise ServingError("serving.malformed", f"{name[:64]!r}: {e}.") from e
+    flat: list[Any] = []
+    _collect(name, value, kind, flat, MAX_RANK)
+    return flat
+
+
+def _collect(name: str, value: Any, kind: str, flat: list[Any], depth: int) -> None:
+    if not isinstance(value, list) or not depth:
+        _not_a_number(name, value)
+    allowed = _LEAVES[kind]
+    for item in value:
+        if isinstance(item, list):
+            _collect(name, item, kind, flat, depth - 1)
+        elif not isinstance(item, allowed) or (isinstance(item, bool) and kind != "b"):
+            _not_a_number(name, item)
+        else:
+            flat.append(math.nan if item is None else item)
+
+
+def _not_a_number(name: str, value: Any) -> NoReturn:
+    found = "a deeper list" if isinstance(value, list) else f"{value!r:.40}"
+    raise ServingError("serving.input", f"{name[:64]!r}: expected a list of numbers of its datatype, found {found}.")
+
+
+def _blob_end(tensor: _In, size: object, at: int, length: int) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0 or at + size > length:
+        message = f"{tensor.name[:64]!r}: binary_data_size {size!r:.24}, but {length - at} bytes are left."
+        raise ServingError("serving.malformed", message)
+    return at + size
+
+
+def _binary_tensor(tensor: _In, blob: bytes) -> Tensor:
+    dtype, elements = _dtype(tensor), _elements(tensor)
+    if bytes(tensor.data):
+        raise ServingError("serving.malformed", f"{tensor.name[:64]!r} has both data and binary_data_size.")
+    expected = elements * dtype.itemsize
+    if len(blob) != expected:
+        message = f"{tensor.name[:64]!r}: {tensor.datatype} {tensor.shape} is {expected} bytes, found {len(blob)}."
+        raise ServingError("serving.input", message)
+    if dtype.kind == "b" and blob.strip(b"\0\1"):
+        raise ServingError("serving.input", f"{tensor.name[:64]!r}: a BOOL is 0 or 1.")
+    return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), np.frombuffer(blob, dtype=dtype))
+
+
+def _blob(tensor: Tensor) -> bytes:
+    if tensor.datatype == "BYTES":
+        words = [word.encode() for word in tensor.data]
+        return b"".join(struct.pack("<I", len(word)) + word for word in words)
+    data: bytes = np.ascontiguousarray(tensor.data, dtype=DTYPES[tensor.datatype]).tobytes()
+    return data

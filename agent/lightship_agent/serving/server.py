@@ -1,0 +1,219 @@
+"""Serving: an HTTP server in a thread of its own, on TCP, on a Unix socket, or on both.
+
+Rules:
+* addresses are taken first: a port in use is said before anything else has started;
+* a Unix socket is 0660 before it listens: the file's owner and group are the permission;
+* stopping lets requests that are inside finish, within a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import errno
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+
+from lightship_agent.contract.codes import SettingsError
+
+_START_SECONDS: Final = 30.0
+_GRACE_SECONDS: Final = 10
+_BACKLOG: Final = 512
+_KEEP_ALIVE_SECONDS: Final = 75
+#: Threads for heavy requests: onnxruntime computes without the interpreter's lock, two keep two cores busy.
+_WORKERS: Final = 2
+
+
+class HttpServer:
+    """Serves an ASGI application until it is stopped.
+
+    Args:
+        app: the application.
+        host: TCP address to bind; used only with a port.
+        port: TCP port, 0 for any free one, None for no TCP.
+        unix_socket: path of a Unix socket, None for none.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        unix_socket: Path | None = None,
+    ) -> None:
+        if port is None and unix_socket is None:
+            raise SettingsError("settings.missing", "A port or a Unix socket is needed to serve on.")
+        self._app = app
+        self._host, self._port, self._path = host, port, unix_socket
+        self._sockets: list[socket.socket] = []
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port that are bound, None without TCP."""
+        for bound in self._sockets:
+            if bound.family != socket.AF_UNIX:
+                host, port = bound.getsockname()[:2]
+                return host, port
+        return None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread is alive and accepting."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def bind(self) -> None:
+        """Take the addresses without serving yet; `start` does it when it was not done.
+
+        Raises:
+            SettingsError: settings.port-taken, settings.invalid.
+        """
+        if self._sockets:
+            return
+        try:
+            if self._port is not None:
+                self._sockets.append(_bind_tcp(self._host, self._port))
+            if self._path is not None:
+                self._sockets.append(_bind_unix(self._path))
+        except SettingsError:
+            self._close_sockets()
+            raise
+
+    def start(self) -> None:
+        """Serve from now on; returns when connections are accepted.
+
+        Raises:
+            SettingsError: settings.port-taken, settings.invalid.
+        """
+        self.bind()
+        config = uvicorn.Config(
+            self._app,
+            http="httptools",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+        self._server = _Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run_here, args=(self._sockets,), name="lightship-http", daemon=True
+        )
+        self._thread.start()
+        if not self._server.ready.wait(_START_SECONDS) or self._server.failure:
+            failure = self._server.failure
+            self.stop()
+            raise SettingsError("settings.invalid", f"The HTTP server did not start: {failure}.") from failure
+
+    def stop(self) -> None:
+        """Accept nothing more, let running requests finish, and give the addresses back."""
+        if self._server and self._thread:
+            self._server.should_exit = True
+            self._thread.join(_GRACE_SECONDS + 5)
+        self._server = self._thread = None
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        ours = any(bound.family == socket.AF_UNIX for bound in self._sockets)
+        for bound in self._sockets:
+            bound.close()
+        self._sockets = []
+        if ours and self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with an event when it is ready, in a loop of its own."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+        self.failure: BaseException | None = None
+
+    def run_here(self, sockets: list[socket.socket]) -> None:
+        """Run until `should_exit`; a failure is kept for the thread that waits."""
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._serve_with_workers(sockets))
+        except BaseException as e:  # noqa: BLE001 - handed to the thread that called start()
+            self.failure = e
+        finally:
+            self.ready.set()
+
+    async def _serve_with_workers(self, sockets: list[socket.socket]) -> None:
+        pool = concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="lightship-infer")
+        asyncio.get_running_loop().set_default_executor(pool)
+        # Copies: uvicorn closes what it is given, and `address` still wants the originals.
+        await self.serve(sockets=list(sockets))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.ready.set()
+
+
+def _bind_tcp(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as e:
+        raise SettingsError("settings.invalid", f"{host!r} is not an address to serve on: {e}.") from e
+    where = f"{host}:{port}"
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+        bound.listen(_BACKLOG)
+    except OSError as e:
+        bound.close()
+        raise _refusal(where, e) from e
+    return bound
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    _clear_stale(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.bind(str(path))
+        # Nobody can connect between bind and listen, so the mode is right before the first chance.
+        path.chmod(0o660)
+        bound.listen(_BACKLOG)
+    except OSError as e:
+        bound.close()
+        raise _refusal(str(path), e) from e
+    return bound
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove a socket that a dead process left; never a live one, and never another kind of file."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise SettingsError("settings.invalid", f"{path} exists and is not a socket.")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1)
+            try:
+                probe.connect(str(path))
+            except OSError:
+                path.unlink()
+                return
+        raise SettingsError("settings.port-taken", f"Another program listens on {path}.", remedy="Stop it first.")
+
+
+def _refusal(where: str, error: OSError) -> SettingsError:
+    if error.errno == errno.EADDRINUSE:
+        message = f"{where} is in use by another program."
+        return SettingsError("settings.port-taken", message, remedy="Stop it, or choose another port.")
+    return SettingsError("settings.invalid", f"{where} can't be bound: {error.strerror or error}.")
