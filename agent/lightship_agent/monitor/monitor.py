@@ -1,0 +1,221 @@
+"""Monitor: from every prediction to a few records a minute.
+
+Rules:
+* `observe` is the hot path: it copies into a ring and returns; everything else happens in `collect`;
+* a stream is (bundle digest, schema digest); when another bundle serves under the name, the old window is closed,
+  and labels for the old bundle's predictions still find their way;
+* window numbers of a stream only grow, also when a bundle comes back, and after a restart if `resume` is given;
+* the clock is the caller's, and no finer than its calls: a window opens at the collect that first sees its rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lightship_agent.contract.codes import ServingError
+from lightship_agent.contract.messages import AnyRecord, Window
+from lightship_agent.runtime.model import LoadedModel, Prediction
+
+from .labels import PredictionLedger, StreamKey
+from .ring import Block, RowRing
+from .stream import StreamMonitor
+
+#: Up to this many classes, Python's max of a list beats numpy's call overhead.
+_FEW: Final = 32
+
+
+class Monitor:
+    """Watches every model the data plane serves.
+
+    Args:
+        window_rows: rows per window.
+        share_rows: labelled rows sent per collect; 0, the default, sends none and keeps none.
+        ring_rows: rows a ring holds between two collects.
+        remember_rows: predictions per model name that labels may still come for.
+        max_age_ms: a window older than this is closed with the rows it has; None waits for all of them.
+        resume: next window number by bundle digest, from `positions` of an earlier life.
+    """
+
+    def __init__(
+        self,
+        window_rows: int,
+        share_rows: int = 0,
+        *,
+        ring_rows: int = 4_096,
+        remember_rows: int = 20_000,
+        max_age_ms: int | None = None,
+        resume: Mapping[str, int] | None = None,
+    ) -> None:
+        self._window_rows = window_rows
+        self._share_rows = share_rows
+        self._ring_rows = ring_rows
+        self._remember_rows = remember_rows
+        self._max_age_ms = max_age_ms
+        self._next_window: dict[str, int] = dict(resume or {})
+        self._streams: dict[str, _Stream] = {}
+        self._serving: dict[str, _Stream] = {}
+        self._ledgers: dict[str, PredictionLedger] = {}
+        self._closed: list[Window] = []
+        self._now_ms = 0
+        self._retired_drops = 0
+        self._lock = threading.RLock()  # all but the hot path
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows that were overwritten before they were counted."""
+        with self._lock:
+            return self._retired_drops + sum(stream.ring.dropped for stream in self._streams.values())
+
+    def observe(
+        self, model: LoadedModel, rows: npt.NDArray[np.float32], prediction: Prediction, request_id: str
+    ) -> None:
+        """Note one answered request; the hot path.
+
+        Args:
+            model: that answered.
+            rows: float32 `[n, width]`.
+            prediction: its answer.
+            request_id: the id the client knows it by.
+        """
+        stream = self._streams.get(model.digest) or self._begin(model)
+        self._serving[model.name] = stream
+        stream.ring.push(rows, prediction.labels, _top_scores(prediction.scores), request_id)
+
+    def refused(self, model: LoadedModel, rows: int) -> None:
+        """Note rows the schema refused."""
+        stream = self._streams.get(model.digest) or self._begin(model)
+        self._serving[model.name] = stream
+        with self._lock:
+            stream.invalid += rows
+
+    def feedback(self, model: str, prediction_id: str, label: str) -> bool:
+        """Join a label to its prediction; True when it counted, False for a duplicate.
+
+        Raises:
+            ServingError: serving.unknown-prediction, serving.input.
+        """
+        with self._lock:
+            # The prediction may be a moment old, and still in a ring.
+            self._drain()
+            ledger = self._ledgers.get(model)
+            if ledger is None:
+                raise ServingError("serving.unknown-prediction", f"{model[:64]!r} has predicted nothing yet.")
+            return ledger.resolve(prediction_id, label)
+
+    def collect(self, now_ms: int) -> list[AnyRecord]:
+        """What is to be reported since the last collect: closed windows, then labels, then shared rows.
+
+        Args:
+            now_ms: wall milliseconds.
+        """
+        with self._lock:
+            self._now_ms = now_ms
+            self._drain()
+            for stream in list(self._streams.values()):
+                self._settle(stream)
+            records: list[AnyRecord] = [*self._closed]
+            self._closed = []
+            for ledger in self._ledgers.values():
+                records += ledger.collect(now_ms, self._is_closed)
+            return records
+
+    def flush(self, now_ms: int) -> list[AnyRecord]:
+        """As `collect`, with every window closed: for a stop of the agent."""
+        with self._lock:
+            self._now_ms = now_ms
+            self._drain()
+            for stream in self._streams.values():
+                self._closed += stream.counts.flush(now_ms)
+            return self.collect(now_ms)
+
+    def positions(self) -> dict[str, int]:
+        """The next unused window number by bundle digest, to be kept over a restart."""
+        with self._lock:
+            used = {
+                digest: stream.counts.window + (stream.counts.opened_ms is not None)
+                for digest, stream in self._streams.items()
+            }
+            return {**self._next_window, **used}
+
+    def _begin(self, model: LoadedModel) -> _Stream:
+        with self._lock:
+            stream = self._streams.get(model.digest)
+            if stream is None:
+                first = self._next_window.get(model.digest, 0)
+                stream = _Stream(model, self._window_rows, self._ring_rows, first)
+                # Assigned whole, so that `observe` may read without the lock.
+                self._streams = {**self._streams, model.digest: stream}
+                self._ledgers.setdefault(model.name, PredictionLedger(self._remember_rows, self._share_rows))
+            return stream
+
+    def _drain(self) -> None:
+        for stream in self._streams.values():
+            now = max(self._now_ms, stream.counts.model.since_ms)
+            if stream.invalid:
+                stream.counts.refuse(stream.invalid, now)
+                stream.invalid = 0
+            block = stream.ring.drain()
+            stream.idle = not len(block)
+            if len(block):
+                self._remember(stream, block)
+                self._closed += stream.counts.push(block.rows, block.labels, block.top_scores, now)
+
+    def _remember(self, stream: _Stream, block: Block) -> None:
+        ledger = self._ledgers[stream.key.model]
+        windows, classes = stream.counts.windows_of(len(block)), block.labels.tolist()
+        for request in block.requests:
+            skipped = max(0, -request.first)
+            part = slice(request.first + skipped, request.first + request.rows)
+            ledger.remember(
+                stream.key,
+                request.id,
+                windows[part],
+                classes[part],
+                block.rows[part] if self._share_rows else None,
+                first=skipped,
+                total=request.rows,
+            )
+
+    def _settle(self, stream: _Stream) -> None:
+        """Close what is too old or no longer serves; let go of a stream that has been silent since."""
+        counts, now = stream.counts, self._now_ms
+        replaced = self._serving.get(stream.key.model) is not stream
+        expired = (
+            self._max_age_ms is not None and counts.opened_ms is not None and now - counts.opened_ms >= self._max_age_ms
+        )
+        if replaced or expired:
+            self._closed += counts.flush(now)
+        if replaced and stream.idle:
+            self._next_window[stream.key.digest] = counts.window
+            self._retired_drops += stream.ring.dropped
+            self._streams = {d: s for d, s in self._streams.items() if s is not stream}
+
+    def _is_closed(self, key: StreamKey, window: int) -> bool:
+        stream = self._streams.get(key.digest)
+        return stream is None or window < stream.counts.window
+
+
+class _Stream:
+    """What belongs to one bundle."""
+
+    def __init__(self, model: LoadedModel, window_rows: int, ring_rows: int, first_window: int) -> None:
+        labels = model.outputs.labels if model.outputs.task == "classification" else ()
+        self.key = StreamKey(model.name, model.digest, model.schema_digest, labels)
+        self.ring = RowRing(ring_rows, model.schema.width)
+        self.counts = StreamMonitor(model, window_rows, first_window=first_window)
+        self.invalid = 0
+        self.idle = False
+
+
+def _top_scores(scores: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32] | float | None:
+    if scores is None:
+        return None
+    if len(scores) == 1 and scores.shape[1] <= _FEW:
+        return float(max(scores[0].tolist()))
+    top: npt.NDArray[np.float32] = scores.max(axis=1)
+    return top

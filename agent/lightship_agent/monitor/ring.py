@@ -1,0 +1,159 @@
+"""Monitor: the ring between a prediction and its bookkeeping.
+
+Rules:
+* memory is taken once; pushing copies a row and never waits for a reader, only for another push or a pointer swap;
+* when the reader is late the oldest rows are overwritten, and counted as dropped;
+* a reader gets copies: two buffers change places, so that it never reads what is being written.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+NO_CLASS: Final = -1  # the label of a regressor's row
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Where a request's rows are in a drained block.
+
+    Row i of the request is at `first + i`; rows before the block's start (negative) were overwritten.
+    """
+
+    id: str
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Drained rows, oldest first: float32 `[n, width]`, int64 `[n]`, float32 `[n]`."""
+
+    rows: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    top_scores: npt.NDArray[np.float32]
+    requests: tuple[Request, ...]
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+
+class RowRing:
+    """Keeps the newest `capacity` rows until they are drained.
+
+    Args:
+        capacity: rows.
+        width: features.
+    """
+
+    def __init__(self, capacity: int, width: int) -> None:
+        self._active = _Buffer(capacity, width)
+        self._spare = _Buffer(capacity, width)
+        self._push_lock = threading.Lock()
+        self._drain_lock = threading.Lock()
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """Rows overwritten before they were drained, since the beginning."""
+        with self._push_lock:
+            return self._dropped + self._active.dropped
+
+    def push(
+        self,
+        rows: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64] | None,
+        top_scores: npt.NDArray[np.float32] | float | None,
+        request_id: str,
+    ) -> None:
+        """Copy the rows of one request.
+
+        Args:
+            rows: float32 `[n, width]`.
+            labels: predicted classes, int64 `[n]`; None for a regressor.
+            top_scores: the highest score of each row, float32 `[n]` or a number for one row; None without scores.
+            request_id: the id the client was given.
+        """
+        if len(rows) == 1:
+            label = NO_CLASS if labels is None else labels.item()
+            top = np.nan if top_scores is None else top_scores
+            with self._push_lock:
+                self._active.put_one(rows, label, top, request_id)
+            return
+        with self._push_lock:
+            self._active.put_many(rows, labels, top_scores, request_id)
+
+    def drain(self) -> Block:
+        """Everything pushed since the last drain and not overwritten, as copies."""
+        with self._drain_lock:
+            with self._push_lock:
+                full, self._active = self._active, self._spare
+                self._dropped += full.dropped
+            block = full.copy_out()
+            full.clear()
+            self._spare = full
+            return block
+
+
+class _Buffer:
+    """One of the two buffers; `head` counts rows since it was cleared."""
+
+    def __init__(self, capacity: int, width: int) -> None:
+        self.capacity = capacity
+        self.rows = np.empty((capacity, width), dtype=np.float32)
+        self.labels = np.empty(capacity, dtype=np.int64)
+        self.tops = np.empty(capacity, dtype=np.float32)
+        self.head = 0
+        # Each request has a row or more, so no more than `capacity` of them can still have one here.
+        self.requests: deque[tuple[int, int, str]] = deque(maxlen=capacity)
+
+    @property
+    def dropped(self) -> int:
+        return max(0, self.head - self.capacity)
+
+    def put_one(
+        self,
+        row: npt.NDArray[np.float32],
+        label: int,
+        top: npt.NDArray[np.float32] | float,
+        request_id: str,
+    ) -> None:
+        at = self.head % self.capacity
+        self.rows[at] = row[0]
+        self.labels[at] = label
+        self.tops[at : at + 1] = top  # a number, or an array of one
+        self.requests.append((self.head, 1, request_id))
+        self.head += 1
+
+    def put_many(
+        self,
+        rows: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64] | None,
+        tops: npt.NDArray[np.float32] | float | None,
+        request_id: str,
+    ) -> None:
+        n = len(rows)
+        skip = max(0, n - self.capacity)
+        at = np.arange(self.head + skip, self.head + n) % self.capacity
+        self.rows[at] = rows[skip:]
+        self.labels[at] = NO_CLASS if labels is None else labels[skip:]
+        self.tops[at] = np.nan if tops is None else np.broadcast_to(tops, (n,))[skip:]
+        self.requests.append((self.head, n, request_id))
+        self.head += n
+
+    def copy_out(self) -> Block:
+        start = self.dropped
+        at = np.arange(start, self.head) % self.capacity
+        requests = tuple(Request(i, first - start, n) for first, n, i in self.requests if first + n > start)
+        return Block(self.rows[at], self.labels[at], self.tops[at], requests)
+
+    def clear(self) -> None:
+        self.head = 0
+        self.requests.clear()

@@ -1,0 +1,117 @@
+"""Windows are a function of the rows' order, never of how they were pushed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.agent.conftest import Floats, Kind, build, training_rows
+
+from lightship_agent.contract.bundle import read_bundle
+from lightship_agent.contract.messages import Window
+from lightship_agent.contract.profile import Binner, WindowCounts, count_outputs, empty_counts
+from lightship_agent.monitor.stream import StreamMonitor
+from lightship_agent.runtime.model import LoadedModel, load_model
+
+
+@functools.cache
+def model(kind: Kind = "three-classes") -> LoadedModel:
+    return load_model(read_bundle(build(kind=kind)), since_ms=1)
+
+
+@functools.cache
+def answered(kind: Kind = "three-classes") -> tuple[Floats, np.ndarray, np.ndarray]:
+    rows = training_rows(300, seed=3) * np.float32(1.5)
+    found = model(kind).predict(rows)
+    labels = np.full(300, -1) if found.labels is None else found.labels
+    tops = np.full(300, np.nan, np.float32) if found.scores is None else found.scores.max(axis=1)
+    return rows, labels, tops
+
+
+def feed(stream: StreamMonitor, cuts: Iterable[int], kind: Kind = "three-classes", now: int = 5) -> list[Window]:
+    rows, labels, tops = answered(kind)
+    windows, at = [], 0
+    for end in [*sorted(cuts), len(rows)]:
+        windows += stream.push(rows[at:end], labels[at:end], tops[at:end], now)
+        at = end
+    return windows
+
+
+def counts_of(window: Window) -> WindowCounts:
+    return WindowCounts(rows=window.rows, counts=window.counts, predictions=window.predictions, scores=window.scores)
+
+
+@given(cuts=st.lists(st.integers(0, 300), max_size=20), size=st.integers(1, 120))
+def test_splitting_the_pushes_never_changes_a_window(cuts: list[int], size: int) -> None:
+    whole = feed(StreamMonitor(model(), size), [])
+    split = feed(StreamMonitor(model(), size), cuts)
+    assert split == whole
+    assert [w.w for w in whole] == list(range(300 // size))
+    assert all(w.rows == size for w in whole)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "three-classes", "regressor"])
+@pytest.mark.parametrize("size", [1, 7, 64, 300, 1_000])
+def test_the_windows_together_are_the_counts_of_all_rows(kind: Kind, size: int) -> None:
+    stream = StreamMonitor(model(kind), size)
+    windows = feed(stream, [11, 12, 200], kind) + stream.flush(6)
+
+    profile = model(kind).profile
+    merged = sum((counts_of(w) for w in windows), empty_counts(profile))
+
+    rows = answered(kind)[0]
+    assert merged.rows == 300
+    assert list(merged.counts) == Binner(profile.features).count(rows).tolist()
+    found = model(kind).predict(rows)
+    if found.labels is not None:
+        predictions, scores = count_outputs(found.labels, found.scores, len(profile.labels))
+        assert list(merged.predictions) == predictions.tolist()
+        assert list(merged.scores) == scores.tolist()
+
+
+def test_a_flush_closes_early_and_the_next_row_starts_the_next_window() -> None:
+    stream = StreamMonitor(model(), 50)
+    rows, labels, tops = answered()
+    assert stream.push(rows[:60], labels[:60], tops[:60], 10)[0].w == 0
+    (early,) = stream.flush(20)
+    (full,) = stream.push(rows[60:110], labels[60:110], tops[60:110], 30)
+    assert (early.w, early.rows, early.opened, early.t) == (1, 10, 10, 20)
+    assert (full.w, full.rows, full.opened) == (2, 50, 30)
+    assert stream.flush(40) == []
+
+
+def test_a_flush_exactly_at_a_border_adds_nothing() -> None:
+    stream = StreamMonitor(model(), 300)
+    assert len(feed(stream, [])) == 1
+    assert stream.flush(9) == []
+    assert stream.window == 1
+
+
+def test_refused_rows_are_counted_in_the_open_window_without_being_rows() -> None:
+    stream = StreamMonitor(model(), 300)
+    stream.refuse(3, 4)
+    (window,) = feed(stream, [])
+    assert (window.invalid, window.rows, window.opened) == (3, 300, 4)
+    stream.refuse(2, 8)
+    (only_refused,) = stream.flush(9)
+    assert (only_refused.rows, only_refused.invalid, only_refused.w) == (0, 2, 1)
+
+
+@given(cuts=st.lists(st.integers(0, 300), max_size=8), size=st.integers(1, 90), first=st.integers(0, 5))
+def test_the_announced_windows_are_the_ones_the_rows_land_in(cuts: list[int], size: int, first: int) -> None:
+    stream = StreamMonitor(model(), size, first_window=first)
+    rows, labels, tops = answered()
+    announced: list[int] = []
+    closed: list[Window] = []
+    at = 0
+    for end in [*sorted(cuts), 300]:
+        announced += stream.windows_of(end - at)
+        closed += stream.push(rows[at:end], labels[at:end], tops[at:end], 1)
+        at = end
+    closed += stream.flush(2)
+    assert [(w.w, w.rows) for w in closed] == [(w, announced.count(w)) for w in sorted(set(announced))]
+    assert min(announced) == first
