@@ -14,26 +14,36 @@ from typing import Final
 
 _MB: Final = 1024 * 1024
 _SENSIBLE_C: Final = range(-60, 200)
+_MIN_TICKS: Final = 100  # of all CPUs together, 1 s of one: fewer say nothing
 
 
 class CpuMeter:
-    """Remembers the CPU times of the last reading, so that the next one tells the share since then."""
+    """Remembers the CPU times of an earlier reading, so that a later one tells the share since then.
+
+    Heartbeat, status page and scrapes share one meter; a reading that comes too soon repeats the last answer.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[int, int] | None = None
+        self._percent: float | None = None
 
     def percent(self, stat: Path) -> float:
-        """Busy share of all CPUs since the last call, 0..100.
+        """Busy share of all CPUs, 0..100.
 
         Raises:
-            ValueError: on the first call, when there is nothing to compare with, and without progress.
+            ValueError: while there is nothing to compare with.
         """
         fields = [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]]
         idle, total = fields[3] + fields[4], sum(fields)
-        last, self._last = self._last, (idle, total)
-        if last is None or total <= last[1]:
+        if self._last is None:
+            self._last = idle, total
+        elif total - self._last[1] >= _MIN_TICKS:
+            share = 1.0 - (idle - self._last[0]) / (total - self._last[1])
+            self._percent = max(0.0, min(100.0, 100.0 * share))
+            self._last = idle, total
+        if self._percent is None:
             raise ValueError("no earlier reading")
-        return max(0.0, min(100.0, 100.0 * (1.0 - (idle - last[0]) / (total - last[1]))))
+        return self._percent
 
 
 _METER: Final = CpuMeter()

@@ -45,6 +45,15 @@ def test_a_device_tells_how_it_is(device: Path) -> None:
     assert second["disk_free_mb"] > 0
 
 
+def test_a_reading_that_comes_too_soon_repeats_the_last_answer(device: Path) -> None:
+    meter, stat = CpuMeter(), device / "proc/stat"
+    answers = []
+    for line in ("cpu 0 0 0 0 0 0 0 0", "cpu 50 0 0 150 0 0 0 0", "cpu 60 0 0 150 0 0 0 0"):
+        stat.write_text(line)
+        answers.append(read_health(device, root=device, meter=meter).get("cpu_percent"))
+    assert answers == [None, 25.0, 25.0]
+
+
 def test_a_missing_or_broken_source_is_absent_and_the_rest_stays(device: Path) -> None:
     (device / "proc/loadavg").write_text("")
     (device / "proc/meminfo").unlink()
