@@ -1,0 +1,191 @@
+"""Data: CSV files become datasets, or one error that says where to look.
+
+Rules:
+* comma-separated UTF-8 with a header line; a byte order mark is fine;
+* nothing is guessed away: a gap, a text among numbers, a second column of the same title is named by line and column;
+* with a schema given, the columns must be the schema's, in any order.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lightship_agent.contract.codes import DataError
+from lightship_agent.contract.names import feature_name
+from lightship_agent.contract.schema import FeatureSchema
+
+from .dataset import Dataset, check_columns, observed_feature, observed_schema
+from .failures import Failure, Failures
+from .target import TaskChoice, encode_target, fits_float32, is_missing, parse_number
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The texts of a file: `columns[j][i]` is the cell of row i; `lines[i]` is the line that row ends on."""
+
+    titles: list[str]
+    columns: list[tuple[str, ...]]
+    lines: list[int]
+
+
+def load_csv(
+    path: Path,
+    *,
+    name: str,
+    target: str,
+    task: TaskChoice = "auto",
+    schema: FeatureSchema | None = None,
+    labels: tuple[str, ...] | None = None,
+    allow_missing: bool = False,
+) -> Dataset:
+    """Read `path` as a dataset.
+
+    Args:
+        path: a CSV file with a header line.
+        name: the dataset's name.
+        target: the title of the column to predict.
+        task: "auto" takes text, or at most 20 distinct whole numbers, for classes.
+        schema: of an existing model, when data is added to it: the columns must match.
+        labels: the class names of an existing model; others are refused.
+        allow_missing: make columns with gaps nullable. With `schema`, the schema decides instead.
+
+    Raises:
+        DataError: data.unreadable, data.empty, data.column-missing, data.column-unexpected, data.type,
+            data.missing-value, data.range.
+        InvalidNameError: name.invalid.
+    """
+    table = _read(path)
+    at = _find_target(table.titles, target)
+    encoded = encode_target(table.columns[at], table.lines, table.titles[at], task=task, labels=labels)
+    others = [j for j in range(len(table.titles)) if j != at]
+    if not others:
+        raise DataError("data.empty", f"{path.name} has no columns besides the target {target!r}.")
+    if schema is not None:
+        others = _order(table.titles, others, schema)
+    titles = [table.titles[j] for j in others]
+    nullable = [f.nullable for f in schema.features] if schema else [allow_missing] * len(others)
+    matrix = _numbers(table, others, nullable)
+    if schema is None:
+        _check_some_value(matrix, titles)
+        found = observed_schema(matrix, titles, {})
+    else:
+        seen = tuple(observed_feature(f, matrix[:, j]) for j, f in enumerate(schema.features))
+        found = msgspec.structs.replace(schema, features=seen)
+    return Dataset(
+        name=name,
+        schema=found,
+        task=encoded.task,
+        target=table.titles[at],
+        labels=encoded.labels,
+        x=matrix,
+        y=encoded.y,
+        titles=tuple(titles),
+    )
+
+
+def _read(path: Path) -> _Table:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            titles = [title.strip() for title in next(reader, [])]
+            rows, lines = [], []
+            for row in reader:
+                if row or len(titles) == 1:
+                    rows.append(row or [""])
+                    lines.append(reader.line_num)
+    except UnicodeDecodeError as e:
+        message = f"{path.name}: expected UTF-8, found byte 0x{e.object[e.start]:02x} ({e.reason})."
+        raise DataError("data.unreadable", message, remedy="Save the file as UTF-8.") from e
+    except csv.Error as e:
+        raise DataError("data.unreadable", f"{path.name}, line {reader.line_num}: {e}.") from e
+    except OSError as e:
+        raise DataError("data.unreadable", f"{path}: {e.strerror or e}.") from e
+    _check_header(path.name, titles)
+    _check_ragged(path.name, titles, rows, lines)
+    return _Table(titles, list(zip(*rows, strict=True)), lines)
+
+
+def _check_header(file: str, titles: list[str]) -> None:
+    if not any(titles):
+        raise DataError("data.empty", f"{file} is empty: expected a header line with column titles.")
+    if len(titles) == 1:
+        for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+            if mark in titles[0]:
+                message = f"{file}: the header is one column that holds {word}: expected commas."
+                raise DataError("data.unreadable", message, remedy="Save the file comma-separated.")
+    untitled = [j + 1 for j, title in enumerate(titles) if not title]
+    if untitled:
+        message = f"{file}: column {untitled[0]} has no title."
+        raise DataError("data.column-unexpected", message, remedy="Name it, or write the file without a row index.")
+    twice = sorted({t for t in titles if titles.count(t) > 1})
+    if twice:
+        raise DataError("data.column-unexpected", f"{file}: column titles occur twice: {', '.join(twice[:20])}.")
+
+
+def _check_ragged(file: str, titles: list[str], rows: list[list[str]], lines: list[int]) -> None:
+    if not rows:
+        raise DataError("data.empty", f"{file} has a header line and no rows.")
+    ragged = [(line, len(row)) for line, row in zip(lines, rows, strict=True) if len(row) != len(titles)]
+    if ragged:
+        cases = ", ".join(f"line {line} has {found}" for line, found in ragged[:5])
+        rest = f", and {len(ragged) - 5} more" if len(ragged) > 5 else ""
+        message = f"{file}: expected {len(titles)} cells in every row; {cases}{rest}."
+        raise DataError("data.unreadable", message, remedy="Quote cells that hold commas.")
+
+
+def _find_target(titles: list[str], target: str) -> int:
+    if target in titles:
+        return titles.index(target)
+    near = difflib.get_close_matches(target.lower(), [t.lower() for t in titles], n=1)
+    nearest = next((t for t in titles if near and t.lower() == near[0]), "")
+    message = f"No column {target!r}. The columns are: {', '.join(titles[:40])}."
+    raise DataError("data.column-missing", message, remedy=f"Did you mean {nearest!r}?" if nearest else "")
+
+
+def _order(titles: list[str], others: list[int], schema: FeatureSchema) -> list[int]:
+    """The file's feature columns, in the schema's order."""
+    place: dict[str, int] = {}
+    for j in others:
+        place[feature_name(titles[j], set(place))] = j
+    check_columns(schema.names, tuple(place))
+    return [place[n] for n in schema.names]
+
+
+def _numbers(table: _Table, columns: list[int], nullable: list[bool]) -> npt.NDArray[np.float32]:
+    """The cells of `columns` as float32 `[n, len(columns)]`."""
+    failures = Failures()
+    matrix = np.empty((len(table.lines), len(columns)), dtype=np.float32)
+    for k, j in enumerate(columns):
+        values = [parse_number(cell) for cell in table.columns[j]]
+        for i, value in enumerate(values):
+            if value is None or not fits_float32(value):
+                found = _complaint(table.columns[j][i], value, nullable=nullable[k])
+                if found:
+                    failures.add(Failure(table.lines[i], table.titles[j], *found))
+                values[i] = float("nan")
+        matrix[:, k] = np.array(values, dtype=np.float64)
+    failures.check()
+    return matrix
+
+
+def _complaint(cell: str, value: float | None, *, nullable: bool) -> tuple[str, str] | None:
+    """Code and sentence for a cell that is no float32, or None for an allowed gap."""
+    if is_missing(cell):
+        return None if nullable else ("data.missing-value", "no value")
+    if value is None:
+        return "data.type", f"expected a number, found {cell[:60]!r}"
+    return "data.range", f"{cell[:60]!r} can't be held by float32"
+
+
+def _check_some_value(matrix: npt.NDArray[np.float32], titles: list[str]) -> None:
+    void = np.isnan(matrix).all(axis=0)
+    if void.any():
+        title = titles[int(np.argmax(void))]
+        raise DataError("data.missing-value", f"Column {title!r} has no value at all.", remedy="Drop the column.")
