@@ -51,7 +51,7 @@ class Home:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
             raise storage_error(e, path) from e
-        home = cls._at(path)
+        home = cls.at(path)
         home.keys.create()
         home.ca.create()
         if not (home.releases.metadata / "timestamp.json").exists():
@@ -75,12 +75,13 @@ class Home:
         if not (path / "lightship.db").exists():
             message = f"{path} is not a Lightship home."
             raise StorageError("storage.not-initialised", message, remedy="Run `lightship init`.")
-        home = cls._at(path)
+        home = cls.at(path)
         home.database.check_schema()
         return home
 
     @classmethod
-    def _at(cls, path: Path) -> Home:
+    def at(cls, path: Path) -> Home:
+        """The parts of a home at `path`, with no check that it is one."""
         keys = KeyFolder(path / "keys")
         return cls(
             path=path,

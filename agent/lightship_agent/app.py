@@ -1,0 +1,379 @@
+"""The agent's composition root: wires the rooms, owns threads and shutdown.
+
+Rules: it only wires. The HTTP port is taken before anything else, so that a taken port is an error and not a half
+agent; serving starts from what is on disk and needs no network; the threads are: HTTP, updater, MQTT, reporter.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnxruntime
+
+from . import __version__
+from .contract.bundle import Bundle
+from .contract.codes import LightshipError, UpdateError
+from .contract.messages import AnyRecord, Command, Envelope, Heartbeat, Update
+from .contract.wire import pack
+from .files import write_durably
+from .link import enrol, identity
+from .link.client import ControlPlane
+from .link.mqtt import MqttLink
+from .link.outbox import Outbox
+from .monitor.health import read_health
+from .monitor.monitor import Monitor
+from .runtime.compat import check_compatible
+from .runtime.memory import trim_memory
+from .runtime.model import LoadedModel, load_model
+from .serving.dataplane import DataPlane
+from .serving.http import create_app
+from .serving.metrics import Sample, health_samples, plane_samples, render
+from .serving.server import HttpServer
+from .settings import Settings
+from .update import machine
+from .update.updater import Timing, Updater
+
+log = logging.getLogger(__name__)
+
+BATCH_RECORDS = 50
+RESEND_SECONDS = 15.0
+#: Reports that matter at once are sent without waiting for the next report interval.
+TICK_SECONDS = 1.0
+#: Without MQTT for so long, reports go over HTTPS.
+HTTPS_FALLBACK_SECONDS = 60.0
+LOW_DISK_MB = 50.0
+
+
+class Agent:
+    """One device."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open identity, outbox and update state; nothing runs yet.
+
+        Raises:
+            EnrolError: enrol.not-enrolled.
+            SettingsError: settings.port-taken.
+            StorageError: storage.unwritable, storage.corrupt.
+        """
+        self._settings = settings
+        self._dir = settings.state_dir
+        identity.recover_identity(self._dir)
+        self._identity = identity.load_identity(self._dir)
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._urgent = threading.Event()
+        self._monitor = Monitor(
+            settings.window_rows,
+            settings.share_labelled_rows,
+            max_age_ms=int(settings.window_max_seconds * 1_000),
+            resume=self._load_positions(),
+        )
+        self._plane = DataPlane(self._monitor.observe, feedback=self._monitor.feedback, refused=self._monitor.refused)
+        self._resident: dict[str, LoadedModel] = {}
+        socket = Path(settings.socket) if settings.socket else None
+        app = create_app(self._plane, status=self.status, metrics=self._metrics)
+        self._http = HttpServer(app, host=settings.http_host, port=settings.http_port, unix_socket=socket)
+        self._http.bind()
+        self._boot = self._next_boot()
+        self._outbox = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000)
+        self._sender = Sender(self._outbox, self._boot, self._started)
+        self._control = ControlPlane(self._identity)
+        timing = Timing(poll=settings.poll_seconds, soak=settings.soak_seconds, reach=settings.reach_seconds)
+        self._updater = Updater(self._dir, self._identity, self._control, self, timing)
+        self._updater.on_acknowledged = self._outbox.acknowledge
+        self._mqtt_seen = self._started  # monotonic seconds of the last publish that the broker took
+        self._mqtt: MqttLink | None = None
+        if self._identity.info.broker is not None:
+            self._mqtt = MqttLink(self._identity, boot=self._boot, agent=__version__, on_command=self._command)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        self.start()
+        try:
+            while not self._stop.wait(1.0):
+                pass
+        finally:
+            self.close()
+
+    def start(self) -> None:
+        """Serve what is committed, then connect."""
+        self._updater.recover()
+        self._http.start()
+        log.info("serving on %s", self._http.address)
+        notify_systemd("READY=1")
+        if self._mqtt is not None:
+            self._mqtt.start()
+        self._updater.start()
+        self._reporter = threading.Thread(target=self._report_loop, name="reporter", daemon=True)
+        self._reporter.start()
+
+    def close(self) -> None:
+        """Drain and stop; what was counted is kept in the outbox."""
+        notify_systemd("STOPPING=1")
+        self._stop.set()
+        self._urgent.set()
+        self._http.stop()
+        self._updater.stop()
+        self._reporter.join(timeout=10)
+        self._keep(self._monitor.flush(_now_ms()))
+        self._send()
+        if self._mqtt is not None:
+            self._mqtt.stop()
+        self._control.close()
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Where HTTP is served."""
+        return self._http.address
+
+    # What the updater asks of us ------------------------------------------------------------------------------------
+
+    def check_compatible(self, bundle: Bundle) -> None:
+        """Raise BundleError (bundle.incompatible) if this device can't run it."""
+        check_compatible(
+            bundle.manifest,
+            agent_version=__version__,
+            onnxruntime_version=onnxruntime.__version__,
+            device_class=self._settings.device_class,
+        )
+
+    def serve(self, bundle: Bundle) -> None:
+        """Load and serve from now on; an already resident model is served again at once.
+
+        Raises:
+            UpdateError: update.swap.
+        """
+        model = self._resident.get(bundle.digest)
+        try:
+            model = load_model(bundle) if model is None else replace(model, since_ms=_now_ms())
+        except LightshipError:
+            raise
+        except Exception as e:  # whatever the runtime raises, the old model must go on serving
+            raise UpdateError("update.swap", f"The model can't be loaded: {type(e).__name__}: {e}.") from e
+        previous = self._plane.install(model)
+        self._resident = {m.digest: m for m in (model, previous) if m is not None}
+        trim_memory()
+        log.info("serving %s version %d (%s)", model.name, model.version, model.digest[:12])
+        self._urgent.set()
+
+    def serve_nothing(self) -> None:
+        """Stop serving: there is no model to go back to."""
+        for model in self._plane.models():
+            self._plane.remove(model.name)
+        self._resident = {}
+
+    def failures(self, digest: str) -> int:
+        """Server errors while serving that digest."""
+        return sum(s.failures for s in self._plane.stats() if s.model.digest == digest)
+
+    def report(self, action: machine.Report) -> None:
+        """Queue an update step for the control plane, and send it soon."""
+        target = action.target
+        record = Update(
+            s=1,
+            t=_now_ms(),
+            rollout=target.rollout,
+            seq=target.seq,
+            digest=target.sha256,
+            state=action.step,
+            code=action.code,
+            detail=action.detail,
+        )
+        log.info("update to %s@%d: %s %s", target.model, target.version, action.step, action.code)
+        self._outbox.append([record])
+        self._urgent.set()
+
+    # Reporting ------------------------------------------------------------------------------------------------------
+
+    def _report_loop(self) -> None:
+        due = 0.0
+        while not self._stop.is_set():
+            urgent = self._urgent.wait(TICK_SECONDS)
+            self._urgent.clear()
+            try:
+                if urgent or time.monotonic() >= due:
+                    due = time.monotonic() + self._settings.report_seconds
+                    self._keep([*self._monitor.collect(_now_ms()), self._heartbeat()])
+                    self._renew_certificate()
+                self._send()
+            except LightshipError as e:
+                log.warning("report: %s: %s", e.code, e)
+            except Exception:  # reporting must go on, whatever one report met
+                log.exception("report: unexpected error")
+            notify_systemd("WATCHDOG=1")
+
+    def _keep(self, records: Sequence[AnyRecord]) -> None:
+        # Positions first: a cut in between skips a window number, and never uses one twice.
+        write_durably(self._dir / "windows.json", msgspec.json.encode(self._monitor.positions()))
+        self._outbox.append(records)
+
+    def _send(self) -> None:
+        packed = self._sender.next_batch()
+        while packed is not None and self._deliver(packed):
+            self._sender.sent()
+            packed = self._sender.next_batch()
+
+    def _deliver(self, packed: bytes) -> bool:
+        if self._mqtt is not None and self._mqtt.publish("tele", packed):
+            self._mqtt_seen = time.monotonic()
+            return True
+        if self._mqtt is not None and time.monotonic() - self._mqtt_seen < HTTPS_FALLBACK_SECONDS:
+            return False
+        self._control.post_telemetry(packed)
+        return True
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            s=1,
+            t=_now_ms(),
+            running=self._plane.running(),
+            update_state=self._updater.state.phase,
+            assignment_seq=self._updater.state.floor,
+            agent=__version__,
+            onnxruntime=onnxruntime.__version__,
+            machine=platform.machine(),
+            health=read_health(self._dir),
+        )
+
+    def _renew_certificate(self) -> None:
+        certificate = self._identity.certificate()
+        begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        if not enrol.renewal_due(begins, ends, time.time()):
+            return
+        enrol.renew(self._identity, self._control)
+        log.info("certificate renewed; it is used from the next start of a connection on")
+
+    def _command(self, verb: str, _command: Command) -> None:
+        if verb == "check":
+            self._updater.poke()
+
+    # What people ask of us ------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """How the agent is, in words that machines can use too."""
+        state = self._updater.state
+        health = read_health(self._dir)
+        reasons = []
+        if not self._plane.models():
+            reasons.append("serving.no-model")
+        if self._updater.trust_code:
+            reasons.append(self._updater.trust_code)
+        if self._outbox.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
+            reasons.append("storage.full")
+        return {
+            "device": self._identity.device,
+            "agent": __version__,
+            "uptime_seconds": round(time.monotonic() - self._started, 1),
+            "degraded": reasons,
+            "running": [msgspec.to_builtins(r) for r in self._plane.running()],
+            "update": {
+                "phase": state.phase,
+                "assignment_seq": state.floor,
+                "current": msgspec.to_builtins(state.current),
+                "previous": msgspec.to_builtins(state.previous),
+                "candidate": msgspec.to_builtins(state.candidate),
+                "penalties": {k: v.until for k, v in state.penalties.items()},
+                "last_code": state.last_code,
+            },
+            "link": {
+                "server": self._identity.info.server,
+                "last_answer": self._updater.reached_at,
+                "mqtt": "off" if self._mqtt is None else "up" if self._mqtt.connected.is_set() else "down",
+                "outbox_records": self._outbox.depth,
+                "outbox_dropped": self._outbox.dropped,
+            },
+            "health": health,
+        }
+
+    def _metrics(self) -> str:
+        values = {
+            **plane_samples(self._plane.stats(), self._plane.errors()),
+            **health_samples(read_health(self._dir)),
+            "lightship_agent_info": [Sample(1, {"version": __version__})],
+            "lightship_agent_uptime_seconds": [Sample(time.monotonic() - self._started)],
+            "lightship_agent_ring_dropped_rows_total": [Sample(self._monitor.dropped_rows)],
+            "lightship_agent_outbox_records": [Sample(self._outbox.depth)],
+            "lightship_agent_outbox_dropped_total": [Sample(self._outbox.dropped)],
+            "lightship_agent_update_state": [Sample(1, {"state": self._updater.state.phase})],
+        }
+        return render(values)
+
+    # Small state ----------------------------------------------------------------------------------------------------
+
+    def _next_boot(self) -> int:
+        path = self._dir / "boot"
+        before = int(path.read_text()) if path.exists() and path.read_text().isdigit() else 0
+        write_durably(path, str(before + 1).encode())
+        return before + 1
+
+    def _load_positions(self) -> dict[str, int]:
+        try:
+            return msgspec.json.decode((self._dir / "windows.json").read_bytes(), type=dict[str, int])
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return {}
+
+
+class Sender:
+    """Which records go next: everything after the last one sent; from the last acknowledged one again after a while."""
+
+    def __init__(self, outbox: Outbox, boot: int, started: float) -> None:
+        """Begin at what the server has acknowledged."""
+        self._outbox = outbox
+        self._boot = boot
+        self._started = started
+        self._sent = outbox.acked
+        self._pending = self._sent
+        self._progress = (outbox.acked, time.monotonic())
+
+    def next_batch(self) -> bytes | None:
+        """The packed envelope to send next, or None."""
+        self._resend_if_stalled()
+        oldest, records = self._outbox.read(self._sent, BATCH_RECORDS)
+        if not records:
+            return None
+        self._pending = records[-1].s
+        uptime = int((time.monotonic() - self._started) * 1_000)
+        return pack(Envelope(e=self._outbox.epoch, b=self._boot, us=uptime, lo=oldest, r=records))
+
+    def sent(self) -> None:
+        """The last batch was handed over; whether it was stored, the server will say."""
+        self._sent = self._pending
+
+    def _resend_if_stalled(self) -> None:
+        acked, since = self._progress
+        if self._outbox.acked != acked or self._outbox.acked >= self._sent:
+            self._progress = (self._outbox.acked, time.monotonic())
+            self._sent = max(self._sent, self._outbox.acked)
+        elif time.monotonic() - since > RESEND_SECONDS:
+            self._sent = self._outbox.acked
+            self._progress = (acked, time.monotonic())
+
+
+def notify_systemd(message: str) -> None:
+    """Tell systemd, if it started us with Type=notify."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        try:
+            s.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as e:
+            log.debug("systemd can't be told: %s", e)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,201 @@
+"""`lightship-agent`: the device's command line.
+
+Rules: tables for people, `--json` for machines; errors go to stderr with their code, and the exit status is that of
+their family (docs/reference/errors.md); secrets come from files or standard input, never from arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .contract.codes import LightshipError, SettingsError
+from .settings import SETTINGS, Settings, load_settings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; the reference page is generated from it."""
+    parser = argparse.ArgumentParser(prog="lightship-agent", description="Serve released models on this device.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    run = _verb(verbs, "run", "Serve, watch, report and update until stopped.")
+    for setting in SETTINGS:
+        if setting.name != "state_dir":
+            unit = f" ({setting.unit})" if setting.unit else ""
+            help_text = f"{setting.help}{unit} Default: {setting.default or 'none'}; {setting.env}."
+            run.add_argument(f"--{setting.name.replace('_', '-')}", help=help_text)
+    enrol = _verb(verbs, "enrol", "Give this device an identity, with a join token.")
+    enrol.add_argument("--server", required=True, help="The control plane's device address, https://host:port.")
+    enrol.add_argument("--device", required=True, help="The id this device asks for.")
+    enrol.add_argument("--token-file", required=True, help="File that holds the join token; - for standard input.")
+    status = _verb(verbs, "status", "What the running agent serves and how it is.")
+    status.add_argument("--url", help="The agent's address; default: from the settings.")
+    verify = _verb(verbs, "verify", "Check a bundle file, or the committed one, by probing it on this machine.")
+    verify.add_argument("bundle", nargs="?", help="An uncompressed bundle; default: the committed one.")
+    _verb(verbs, "doctor", "Check identity, network, trust, disk and runtime, and say what to do.")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; the process exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        settings = load_settings(os.environ, {s.name: getattr(options, s.name, None) for s in SETTINGS})
+        _configure_logging(settings)
+        return _VERBS[options.verb](options, settings)
+    except LightshipError as e:
+        return _fail(e, as_json=options.json)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _verb(verbs: Any, name: str, help_text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=help_text, description=help_text)
+    parser.add_argument("--state-dir", help="Where identity, bundles and the outbox live.")
+    parser.add_argument("--json", action="store_true", help="Machine-readable output.")
+    return parser
+
+
+def _run(_options: argparse.Namespace, settings: Settings) -> int:
+    from .app import Agent
+
+    Agent(settings).run()
+    return 0
+
+
+def _enrol(options: argparse.Namespace, settings: Settings) -> int:
+    from .link.enrol import enrol
+
+    token = sys.stdin.read() if options.token_file == "-" else _read(Path(options.token_file))  # noqa: S105 - not a password
+    identity = enrol(settings.state_dir, server=options.server, token=token, device=options.device)
+    broker = identity.info.broker
+    facts = {
+        "device": identity.device,
+        "server": identity.info.server,
+        "mqtt": f"{broker.host}:{broker.port} ({broker.auth})" if broker else "none: HTTPS only",
+        "certificate expires": identity.certificate().not_valid_after_utc.isoformat(),
+    }
+    _show(facts, as_json=options.json)
+    return 0
+
+
+def _status(options: argparse.Namespace, settings: Settings) -> int:
+    import httpx
+
+    url = options.url or f"http://{settings.http_host}:{settings.http_port}"
+    try:
+        reply = httpx.get(f"{url}/v2/health", timeout=5.0)
+        said = reply.json()
+    except (httpx.HTTPError, ValueError) as e:
+        from .contract.codes import LinkError
+
+        message = f"No agent answers on {url}: {e}."
+        raise LinkError("link.unreachable", message, remedy="Is it running? Give its address with --url.") from e
+    if options.json:
+        _show(said, as_json=True)
+        return 0
+    running = ", ".join(f"{r['model']}@{r['version']} ({r['digest'][:12]})" for r in said["running"]) or "nothing"
+    _show(
+        {
+            "device": said["device"],
+            "serving": running,
+            "degraded": ", ".join(said["degraded"]) or "no",
+            "update": said["update"]["phase"],
+            "server": said["link"]["server"],
+            "mqtt": said["link"]["mqtt"],
+            "reports waiting": said["link"]["outbox_records"],
+            "up for": f"{said['uptime_seconds']} s",
+        },
+        as_json=False,
+    )
+    return 0
+
+
+def _verify(options: argparse.Namespace, settings: Settings) -> int:
+    from .contract.bundle import read_bundle
+    from .contract.codes import BundleError
+    from .runtime.probe import probe
+    from .update.store import BundleStore, StateFile
+
+    if options.bundle:
+        path = Path(options.bundle)
+    else:
+        current = StateFile(settings.state_dir).load().current
+        if current is None:
+            raise BundleError("bundle.malformed", "No bundle is committed here.", remedy="Name a bundle file.")
+        path = BundleStore(settings.state_dir).path(current.sha256)
+    bundle = read_bundle(_read_bytes(path))
+    report = probe(path, bundle.manifest.requires)
+    facts = {
+        "model": f"{bundle.manifest.model}@{bundle.manifest.version}",
+        "digest": bundle.digest,
+        "golden rows": f"agree, largest difference {report.max_difference:.2e}",
+        "latency p95": f"{report.latency_ms_p95:.3f} ms",
+        "memory": f"{report.memory_mb:.0f} MB",
+    }
+    _show(facts, as_json=options.json)
+    return 0
+
+
+def _doctor(options: argparse.Namespace, settings: Settings) -> int:
+    from .doctor import examine
+
+    findings = examine(settings)
+    if options.json:
+        _show([{"check": f.check, "ok": f.ok, "said": f.said, "code": f.code} for f in findings], as_json=True)
+    else:
+        for finding in findings:
+            _print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<12} {finding.said}")
+    return 0 if all(f.ok for f in findings) else 1
+
+
+_VERBS = {"run": _run, "enrol": _enrol, "status": _status, "verify": _verify, "doctor": _doctor}
+
+
+def _read(path: Path) -> str:
+    return _read_bytes(path).decode(errors="replace")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise SettingsError("settings.invalid", f"Can't read {path}: {e.strerror}.") from e
+
+
+def _show(facts: Any, *, as_json: bool) -> None:
+    if as_json:
+        _print(json.dumps(facts, indent=2, sort_keys=True))
+        return
+    width = max(len(k) for k in facts)
+    for key, value in facts.items():
+        _print(f"{key:<{width}}  {value}")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _fail(e: LightshipError, *, as_json: bool) -> int:
+    if as_json:
+        sys.stderr.write(json.dumps({"code": e.code, "error": str(e)}) + "\n")
+    else:
+        sys.stderr.write(f"error [{e.code}]: {e}\n")
+    return e.exit_status
+
+
+def _configure_logging(settings: Settings) -> None:
+    level = settings.log_level.upper()
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "httpcore", "tuf", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

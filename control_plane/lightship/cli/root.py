@@ -1,0 +1,166 @@
+"""CLI: the root command, and those that need no group."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from lightship import __version__
+from lightship.settings import SETTINGS, Settings, load_settings
+from lightship_agent.contract.codes import LightshipError
+
+from .audit import audit
+from .console import console, emit, fail, json_option, opened, say, stamp, table, with_home
+from .data import data
+from .devices import device
+from .models import model, release, train
+from .retrain import alarm, retrain
+from .rollouts import rollout
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--home", help="The control plane's home folder. Default: LIGHTSHIP_HOME, or ~/.lightship.")
+@click.pass_context
+def cli(context: click.Context, home: str | None) -> None:
+    """Train, release and roll out models to a fleet of edge devices, and watch them there."""
+    context.obj = load_settings(os.environ, {"home": home})
+
+
+@cli.command()
+@json_option
+@click.pass_obj
+def init(settings: Settings, as_json: bool) -> None:
+    """Make a home: database, certificate authority, signing keys, release repository."""
+    from lightship.home import Home
+    from lightship.release.keys import DEVELOPMENT_NOTICE
+
+    home = Home.create(settings.home)
+    facts = {"home": str(home.path), "ca_pin": home.ca.pin(), "notice": DEVELOPMENT_NOTICE}
+    home.close()
+    if as_json:
+        emit(facts)
+        return
+    say(f"Made {facts['home']}.\n{DEVELOPMENT_NOTICE}\nNext: `lightship up`, or `lightship data add`.")
+
+
+def _up_options(command: click.Command) -> click.Command:
+    for setting in reversed(SETTINGS):
+        if setting.name != "home":
+            unit = f" ({setting.unit})" if setting.unit else ""
+            text = f"{setting.help}{unit} Default: {setting.default or 'none'}; {setting.env}."
+            command.params.append(click.Option([f"--{setting.name.replace('_', '-')}"], help=text))
+    return command
+
+
+@click.command()
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Write the addresses here, as JSON, when ready.")
+@json_option
+@click.pass_obj
+def up(settings: Settings, /, ready_file: Path | None, as_json: bool, **flags: str | None) -> None:
+    """Run the control plane: device and operator API, dashboard, broker, ingest, director, reconciler."""
+    import json
+
+    from lightship.app import ControlPlane
+    from lightship.release.keys import DEVELOPMENT_NOTICE
+
+    settings = load_settings(os.environ, {"home": str(settings.home), **flags})
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "tuf", "alembic", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with opened(settings) as home:
+        plane = ControlPlane(home, settings)
+        addresses = plane.start()
+        broker = addresses.broker
+        facts = {
+            "dashboard": addresses.dashboard,
+            "devices": addresses.devices,
+            "broker": f"{broker.kind} {broker.host}:{broker.port} ({broker.auth})" if broker else "none",
+            "notice": broker.notice if broker else "No broker: devices report over HTTPS and poll.",
+        }
+        if as_json:
+            emit(facts)
+        else:
+            say(f"dashboard {facts['dashboard']}\ndevices   {facts['devices']}\nbroker    {facts['broker']}")
+            say("\n".join(t for t in (facts["notice"], DEVELOPMENT_NOTICE) if t))
+        if ready_file is not None:
+            ready_file.write_text(json.dumps(facts))
+        plane.serve()
+
+
+@cli.command()
+@json_option
+@with_home
+def status(home: object, as_json: bool) -> None:
+    """The fleet at a glance."""
+    from lightship.api import views
+    from lightship.home import Home
+
+    assert isinstance(home, Home)
+    with home.database.read() as session:
+        seen = views.overview(session)
+    if as_json:
+        emit(seen)
+        return
+    rows = [
+        (
+            d["id"],
+            "online" if d["online"] else "silent",
+            f"{d['model']}@{d['version']}" if d["model"] else "",
+            d["drift"],
+        )
+        for d in seen["devices"]
+    ]
+    table("Devices", ("device", "state", "runs", "drift"), rows)
+    alarms = [a for a in seen["alarms"] if not a["closed_at"]]
+    table(
+        "Open alarms", ("since", "level", "says"), [(stamp(a["opened_at"]), a["level"], a["sentence"]) for a in alarms]
+    )
+    active = [r for r in seen["rollouts"] if r["status"] not in ("completed", "rolled-back", "aborted")]
+    for r in active:
+        console().print(
+            f"rollout {r['id']}: {r['model']}@{r['version']} {r['status']}, wave {r['wave']}: {r['reason']}"
+        )
+
+
+@cli.group()
+def db() -> None:
+    """The database."""
+
+
+@db.command()
+@json_option
+@click.pass_obj
+def upgrade(settings: Settings, as_json: bool) -> None:
+    """Bring the schema to this version."""
+    from lightship.home import Home
+
+    home = Home.at(settings.home)
+    home.database.upgrade()
+    home.close()
+    if as_json:
+        emit({"upgraded": True})
+    else:
+        say("The schema is up to date.")
+
+
+for _command in (_up_options(up), data, train, model, release, device, rollout, retrain, alarm, audit):
+    cli.add_command(_command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `lightship`; errors become words, a code and an exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        cli.main(args=words, prog_name="lightship", standalone_mode=False)
+    except LightshipError as e:
+        sys.exit(fail(e, as_json="--json" in words))
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
