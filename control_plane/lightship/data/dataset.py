@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightship_agent.contract.bundle import Rows
-from lightship_agent.contract.codes import BundleError, DataError, WireError
+from lightship_agent.contract.codes import BundleError, DataError, InvalidNameError, WireError
 from lightship_agent.contract.names import check_name, feature_name
 from lightship_agent.contract.schema import Feature, FeatureSchema
 from lightship_agent.contract.wire import decode, encode, sha256_hex
@@ -143,23 +143,21 @@ def parse_dataset(data: bytes) -> Dataset:
     """
     try:
         stored = decode(data, _Stored, max_bytes=MAX_DATASET)
-        x = stored.x.matrix()
+        if stored.version != 1:
+            raise DataError("data.unreadable", f"Expected dataset version 1, found {stored.version}.")
         kind = "<i8" if stored.task == "classification" else "<f4"
-        y = np.frombuffer(stored.y, dtype=kind).astype(kind[1:])
-    except (WireError, BundleError, ValueError) as e:
+        return Dataset(
+            name=stored.name,
+            schema=stored.schema,
+            task=stored.task,
+            target=stored.target,
+            labels=stored.labels,
+            x=stored.x.matrix(),
+            y=np.frombuffer(stored.y, dtype=kind).astype(kind[1:]),
+            titles=stored.titles,
+        )
+    except (WireError, BundleError, InvalidNameError, ValueError) as e:
         raise DataError("data.unreadable", f"Expected the bytes of a dataset: {e}") from e
-    if stored.version != 1:
-        raise DataError("data.unreadable", f"Expected dataset version 1, found {stored.version}.")
-    return Dataset(
-        name=stored.name,
-        schema=stored.schema,
-        task=stored.task,
-        target=stored.target,
-        labels=stored.labels,
-        x=x,
-        y=y,
-        titles=stored.titles,
-    )
 
 
 def from_arrays(

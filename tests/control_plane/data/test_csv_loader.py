@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lightship.data.csv_loader import load_csv
 from lightship_agent.contract.codes import DataError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lightship.data.dataset import Dataset, from_arrays
 from lightship.data.store import DatasetStore
 from lightship_agent.contract.codes import DataError, StorageError
