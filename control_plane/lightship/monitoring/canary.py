@@ -139,7 +139,7 @@ def judge_canary(
         _predictions(canary, control, settings),
         _failures(canary, control, settings),
     )
-    return CanaryVerdict(outcome=_outcome(checks, settings), checks=checks)
+    return combine(checks, settings)
 
 
 def judge_first(
@@ -167,18 +167,23 @@ def judge_first(
         _errors(_rate(canary.errors, canary.labelled), known, settings, look, "the held-out rows"),
         _failures_alone(_rate(canary.failures, canary.requests), settings),
     )
-    return CanaryVerdict(outcome=_outcome(checks, settings), checks=checks)
+    return combine(checks, settings)
 
 
-def _outcome(checks: tuple[Check, ...], settings: CanarySettings) -> Outcome:
+def combine(checks: tuple[Check, ...], settings: CanarySettings) -> CanaryVerdict:
+    """The verdict that follows from `checks`.
+
+    A caller that keeps the errors check of the last look may put it in the place of one made between looks.
+    """
     outcomes = {c.name: c.outcome for c in checks}
     if "fail" in outcomes.values():
-        return "fail"
+        return CanaryVerdict(outcome="fail", checks=checks)
     if outcomes["errors"] == "pass":
         outcomes["predictions"] = "pass"  # whether another prediction is a worse one has been answered
     elif not settings.require_labels:
         outcomes["errors"] = "pass"
-    return "pass" if set(outcomes.values()) == {"pass"} else "inconclusive"
+    passes = set(outcomes.values()) == {"pass"}
+    return CanaryVerdict(outcome="pass" if passes else "inconclusive", checks=checks)
 
 
 def _rows(groups: tuple[GroupEvidence, ...], settings: CanarySettings) -> Check:

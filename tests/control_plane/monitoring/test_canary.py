@@ -15,6 +15,7 @@ from lightship.monitoring.canary import (
     CanarySettings,
     CanaryVerdict,
     GroupEvidence,
+    combine,
     difference_upper,
     due_look,
     e_value,
@@ -87,6 +88,15 @@ def test_few_rows_hold_even_where_labels_would_do() -> None:
 def test_between_looks_errors_decide_nothing() -> None:
     verdict = judge_canary(group(errors=400), group(errors=50), SETTINGS, None)
     assert verdict.outcome == "inconclusive"
+
+
+def test_what_the_last_look_said_of_the_errors_may_be_kept_until_the_rest_is_known() -> None:
+    at_look = judge_canary(group(rows=99), group(), SETTINGS, 3)
+    assert at_look.outcome == "inconclusive"  # too few rows yet
+    later = judge_canary(group(), group(), SETTINGS, None)
+    kept = next(c for c in at_look.checks if c.name == "errors")
+    assert later.outcome == "inconclusive"
+    assert combine(tuple(kept if c.name == "errors" else c for c in later.checks), SETTINGS).outcome == "pass"
 
 
 def test_a_small_rise_that_can_not_be_bounded_yet_holds() -> None:
