@@ -120,7 +120,9 @@ def test_joining_puts_columns_in_the_first_ones_order() -> None:
         (from_arrays("more", [[1, 2]], ["a"], ["One", "Two"], "sort"), "data.type"),
         (from_arrays("more", [[1, 2]], [0.5], ["One", "Two"], "kind"), "data.type"),
         (
-            from_arrays("more", [[float("nan"), 2], [1, 2]], ["a", "a"], ["One", "Two"], "kind", allow_missing=True),
+            from_arrays(
+                "more", [[float("nan"), 2.0], [1.0, 2.0]], ["a", "a"], ["One", "Two"], "kind", allow_missing=True
+            ),
             "data.missing-value",
         ),
     ],
