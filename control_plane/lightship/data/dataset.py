@@ -196,6 +196,7 @@ def from_arrays(
     if wide.ndim != 2 or wide.shape[1] != len(feature_names):
         message = f"Expected shape [rows, {len(feature_names)}], found {list(wide.shape)}."
         raise DataError("data.type", message)
+    feature_names = [str(title) for title in feature_names]  # numpy's own strings are not text on the wire
     if len(set(feature_names)) != len(feature_names):
         raise DataError("data.column-unexpected", "Column titles must be unique.")
     if not len(wide):

@@ -53,6 +53,11 @@ def test_the_layout_of_memory_and_the_sign_of_zero_do_not_change_the_digest() ->
     assert len(digests) == 1
 
 
+def test_titles_and_class_names_may_be_numpy_strings() -> None:
+    made = from_arrays("np", [[1.0], [2.0]], np.array(["b", "a"]), np.array(["One"]), "t")  # type: ignore[arg-type]
+    assert parse_dataset(canonical_bytes(made)).labels == ("a", "b")
+
+
 def test_rows_cannot_be_written_to_and_the_callers_array_is_not_held() -> None:
     x = np.array([[1.0, 2], [3, 4]], dtype=np.float32)
     made = from_arrays("own", x, [0, 1], ["a", "b"], "t")
