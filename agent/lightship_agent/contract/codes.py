@@ -135,6 +135,7 @@ CODES: Final[dict[str, str]] = {
     "fleet.group-busy": "Another rollout of this model is already under way on some of these devices.",
     "storage.full": "No space is left; nothing was half-written.",
     "storage.unwritable": "The directory can't be written.",
+    "storage.busy": "Another program kept the database locked for too long.",
     "storage.schema": "The database is of another version; run `lightship db upgrade`.",
     "storage.not-initialised": "This is not a Lightship home; run `lightship init`.",
     "storage.corrupt": "A stored file or the audit chain is not what was written.",

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from sqlalchemy import distinct, select
+from sqlalchemy import select
 
 from lightship.home import Home
 from lightship.monitoring.drift import DriftSettings
@@ -108,10 +108,9 @@ class Reconciler:
 
     def _watch_models(self) -> None:
         with self._home.database.read() as session:
-            models = list(session.scalars(select(distinct(Device.running_model)).where(Device.running_model != "")))
+            models = list(session.scalars(select(Device.running_model).where(Device.running_model != "").distinct()))
         for model in models:
-            with self._home.database.write() as session:
-                watch_model(session, self._watch, model, now_ms())
+            watch_model(self._home.database, self._watch, model)
 
     def _advance_rollouts(self) -> None:
         with self._home.database.read() as session:

@@ -19,6 +19,7 @@ from lightship.monitoring.canary import (
     CanarySettings,
     CanaryVerdict,
     GroupEvidence,
+    combine,
     due_look,
     judge_canary,
     judge_first,
@@ -247,17 +248,17 @@ def _gate(
         said = judge_first(canary, profile.errors, profile.labelled, settings, look)
     if look is None and row.gate.get("verdict") and said.outcome == "inconclusive":
         # Between looks errors decide nothing: what the last look said stands.
-        said = _standing(row, said)
+        said = _standing(row, said, settings)
     row.gate = {"taken": look if look is not None else taken, "verdict": msgspec.to_builtins(said)}
     return r.Verdict(outcome=said.outcome, sentence=said.sentence)
 
 
-def _standing(row: RolloutRow, fresh: CanaryVerdict) -> CanaryVerdict:
+def _standing(row: RolloutRow, fresh: CanaryVerdict, settings: CanarySettings) -> CanaryVerdict:
     """The fresh verdict, with the errors check of the last look in its place."""
     last = msgspec.convert(row.gate["verdict"], CanaryVerdict)
     kept = next((c for c in last.checks if c.name == "errors" and "look" in c.numbers), None)
     checks = tuple(kept if kept is not None and c.name == "errors" else c for c in fresh.checks)
-    return msgspec.structs.replace(fresh, checks=checks)
+    return combine(checks, settings)
 
 
 def evidence(session: Session, plan: r.Plan, state: r.RolloutState) -> tuple[GroupEvidence, GroupEvidence]:

@@ -13,7 +13,7 @@ Rules of this room:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,9 @@ from lightship_agent.contract.codes import SettingsError
 
 from .drift import Alarm, Verdict
 from .fleet import FleetVerdict
+
+#: A device that drifted longer than this before the fleet did was sick on its own.
+FOLLOW_WINDOWS: Final = 3
 
 Severity = Literal["warning", "critical"]
 
@@ -284,7 +287,7 @@ def _quarantine(
     for key, track in sorted(tracks.items()):
         own = fleet.own.get(key.device, ())
         if key in quarantined:
-            if key in seen and not own and shared.issuperset(quarantined[key]):
+            if key in seen and not own and shared.issuperset(quarantined[key]) and _followed(track, seen[key]):
                 del quarantined[key]
                 actions.append(ReleaseQuarantine(key=key, at=now, reason="fleet"))
         elif track.event and track.event.confirmed and not track.event.clean and (own or key not in seen):
@@ -293,6 +296,11 @@ def _quarantine(
             reason = f"{key.device} drifts on its own in {', '.join(names[:3])}."
             actions.append(Quarantine(key=key, at=now, names=names, reason=reason))
     return actions
+
+
+def _followed(track: Track, seen: int) -> bool:
+    """Whether the fleet came so soon that the device was its first member, and not sick on its own before."""
+    return track.event is not None and seen - track.event.window <= FOLLOW_WINDOWS
 
 
 def _fleet_actions(

@@ -92,9 +92,8 @@ def run_proposal(home: Home, proposal_id: str, *, actor: str = ACTOR) -> Retrain
             found = proposal.status if proposal is not None else "unknown"
             raise RegistryError("registry.state", f"Proposal {proposal_id!r} is {found}; expected one that is open.")
         proposal.status = "running"
-        model, excluded = proposal.model, list(proposal.excluded)
     try:
-        result = _train_and_roll_out(home, model, excluded, proposal_id, actor)
+        result = _train_and_roll_out(home, proposal, actor)
     except LightshipError as e:
         refused = e.code.startswith("gate.")
         _finish(home, proposal_id, {"status": "refused" if refused else "failed", "detail": f"{e.code}: {e}"})
@@ -102,8 +101,14 @@ def run_proposal(home: Home, proposal_id: str, *, actor: str = ACTOR) -> Retrain
     return _finish(home, proposal_id, result)
 
 
-def feedback_dataset(home: Home, model: str, excluded: list[str]) -> tuple[Dataset, Dataset]:
-    """The champion's dataset, and the same with the feedback that came since it was made.
+def feedback_dataset(home: Home, model: str, excluded: list[str], since: int) -> tuple[Dataset, Dataset, int]:
+    """The champion's dataset, the same with the feedback that came since it was made, and where the new world begins.
+
+    Args:
+        home: an open home.
+        model: the registered model's name.
+        excluded: devices not to learn from.
+        since: milliseconds; rows that came later show the world as it is now.
 
     Raises:
         DataError: data.empty when there is no feedback.
@@ -130,22 +135,30 @@ def feedback_dataset(home: Home, model: str, excluded: list[str]) -> tuple[Datas
         y=y,
         titles=old.titles,
     )
-    return old, concat(old, fresh, old.name)
+    merged = concat(old, fresh, old.name)
+    return old, merged, merged.rows - sum(r.at > since for r in known)
 
 
-def _train_and_roll_out(home: Home, model: str, excluded: list[str], proposal: str, actor: str) -> dict[str, Any]:
+def _train_and_roll_out(home: Home, proposal: RetrainProposal, actor: str) -> dict[str, Any]:
     from lightship.fleet import rollout, rollouts
     from lightship.registry import release
     from lightship.registry.datasets import add_dataset
     from lightship.registry.pipeline import train_version
     from lightship.training.recipe import parse_recipe
 
+    model = proposal.model
     with home.database.read() as session:
         run, _ = _champion(session, model)
-    old, merged = feedback_dataset(home, model, excluded)
-    version_of_data = add_dataset(home, merged, source=f"feedback:{proposal}", parent=old.digest, actor=actor)
+    old, merged, now_begins = feedback_dataset(home, model, list(proposal.excluded), proposal.since)
+    version_of_data = add_dataset(home, merged, source=f"feedback:{proposal.id}", parent=old.digest, actor=actor)
     trained = train_version(
-        home, dataset=version_of_data.digest, recipe=parse_recipe(run.recipe), model=model, actor=actor, kind="retrain"
+        home,
+        dataset=version_of_data.digest,
+        recipe=parse_recipe(run.recipe),
+        model=model,
+        actor=actor,
+        kind="retrain",
+        reference_from=now_begins,
     )
     released = release.release(home, f"{model}@{trained.version}", actor=actor)
     with home.database.write() as session:
@@ -168,7 +181,7 @@ def _train_and_roll_out(home: Home, model: str, excluded: list[str], proposal: s
             rules=plan.rules,
             rollout=new_id,
         )
-        rollouts.create(session, again, selector=selector, rollout=new_id, actor=actor, reason=f"retrain {proposal}")
+        rollouts.create(session, again, selector=selector, rollout=new_id, actor=actor, reason=f"retrain {proposal.id}")
     return {"status": "released", "run_id": trained.run_id, "version": released.version, "rollout": new_id}
 
 

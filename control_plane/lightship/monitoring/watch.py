@@ -3,25 +3,28 @@
 Rules:
 * every window of a device's present bundle is judged once, in the order of its number, and the round of all
   devices' next windows is decided together, so that the outcome does not depend on when this runs;
-* what the decider wants is carried out in the same transaction that remembers its state.
+* judging reads; what the decider wants is then written in the one short transaction that remembers its state.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from lightship.storage import audit
+from lightship.storage.database import Database
 from lightship.storage.models import Alarm, Device, PolicyRow, RetrainProposal, WindowRow
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.messages import Counts
-from lightship_agent.contract.profile import WindowCounts
+from lightship_agent.contract.profile import WindowCounts, empty_counts
 from lightship_agent.contract.wire import decode
 
 from . import policy as p
@@ -41,36 +44,63 @@ class Watch:
     policy: p.PolicySettings
 
 
-def watch_model(session: Session, watch: Watch, model: str, now: int) -> int:
+@dataclass(frozen=True)
+class Judged:
+    """A window of a device, and what was made of it."""
+
+    device: str
+    digest: str
+    w: int
+    verdict: Verdict
+    shift: float  # the largest debiased PSI of a feature in this window alone
+
+
+def watch_model(database: Database, watch: Watch, model: str) -> int:
     """Judge what has come for `model` since the last time; the number of windows judged.
 
-    Args:
-        session: a write session.
-        watch: settings, and where bundles are found.
-        model: the registered model's name.
-        now: wall-clock milliseconds.
+    Judging takes time and happens outside any write transaction, so that nobody waits for it.
     """
-    devices = list(session.scalars(select(Device).where(Device.running_model == model, Device.state == "active")))
+    with database.read() as session:
+        rounds = _judge(session, watch, model)
+    if rounds:
+        with database.write() as session:
+            _apply(session, watch, model, rounds, audit.now_ms())
+    return sum(len(r) for r in rounds)
+
+
+def _judge(session: Session, watch: Watch, model: str) -> list[list[Judged]]:
+    """Verdicts round by round: the first unjudged window of every device, then the second …"""
+    devices = session.scalars(select(Device).where(Device.running_model == model, Device.state == "active"))
+    queues = [list(_unjudged(session, watch, d)) for d in devices]
+    longest = max((len(q) for q in queues), default=0)
+    return [[q[i] for q in queues if i < len(q)] for i in range(longest)]
+
+
+def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]], now: int) -> None:
+    """Write the verdicts and what the policy makes of them."""
+    devices = {
+        d.id: d for d in session.scalars(select(Device).where(Device.running_model == model, Device.state == "active"))
+    }
     row = session.get(PolicyRow, model)
     state = msgspec.msgpack.decode(row.state, type=p.PolicyState) if row else p.PolicyState()
-    judged = 0
-    for verdicts in _rounds(session, watch, devices):
-        judged += len(verdicts)
-        for device in devices:
-            if device.id in verdicts:
-                _remember(device, verdicts[device.id])
-        latest = {d: _verdict(d) for d in devices if d.verdict}
-        fleet = judge_fleet({d.id: v for d, v in latest.items()}, watch.drift)
+    for judged in rounds:
+        for j in judged:
+            _remember(session, devices.get(j.device), j)
+        # A verdict about another bundle says nothing about the one that runs.
+        latest = {d: _verdict(d) for d in devices.values() if d.verdict.get("digest") == d.running_digest}
+        if not latest:
+            continue
+        # Devices are compared on the bundle that most of them serve: another profile counts other things.
+        common = Counter(d.running_digest for d in latest).most_common(1)[0][0]
+        fleet = judge_fleet({d.id: v for d, v in latest.items() if d.running_digest == common}, watch.drift)
         keyed = {p.StreamKey(d.id, d.running_digest): v for d, v in latest.items()}
         state, actions = p.decide(state, keyed, fleet, model=model, now=now / 1_000, settings=watch.policy)
         for action in actions:
             _carry_out(session, action, model, now)
-    if judged:
-        if row is None:
-            row = PolicyRow(model=model, state=b"")
-            session.add(row)
-        row.state = msgspec.msgpack.encode(state)
-    return judged
+    if row is None:
+        row = PolicyRow(model=model, state=b"")
+        session.add(row)
+    row.state = msgspec.msgpack.encode(state)
 
 
 def window_counts(row: WindowRow) -> WindowCounts:
@@ -85,39 +115,40 @@ def window_counts(row: WindowRow) -> WindowCounts:
     )
 
 
-def _rounds(session: Session, watch: Watch, devices: list[Device]) -> Iterator[dict[str, Verdict]]:
-    """Verdicts of each device's next unjudged window, round by round until none is left."""
-    queues = {d.id: list(_unjudged(session, watch, d)) for d in devices}
-    for device in devices:
-        # A verdict about another bundle says nothing about this one.
-        if device.verdict and device.verdict.get("digest") != device.running_digest:
-            device.verdict, device.drift_level = {}, ""
-    while any(queues.values()):
-        yield {device: queue.pop(0) for device, queue in queues.items() if queue}
-
-
-def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Verdict]:
-    query = select(WindowRow).where(WindowRow.device == device.id, WindowRow.digest == device.running_digest)
-    rows = list(session.scalars(query.order_by(WindowRow.w)))
-    if all(r.judged for r in rows):
+def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged]:
+    mine = select(WindowRow).where(WindowRow.device == device.id, WindowRow.digest == device.running_digest)
+    first_new = session.scalar(
+        select(func.min(WindowRow.w)).where(
+            WindowRow.device == device.id, WindowRow.digest == device.running_digest, WindowRow.judged.is_(False)
+        )
+    )
+    if first_new is None:
         return
+    begins = first_new + 1 - watch.drift.history
+    rows = {r.w: r for r in session.scalars(mine.where(WindowRow.w >= begins).order_by(WindowRow.w))}
     bundle = watch.bundle_of(device.running_digest)
     importances = bundle.manifest.importances
-    for i, row in enumerate(rows):
+    counts = {w: window_counts(r) for w, r in rows.items()}
+    nothing = empty_counts(bundle.profile)
+    for w, row in rows.items():
         if row.judged:
             continue
-        first = max(0, i + 1 - watch.drift.history)
-        counts = [window_counts(r) for r in rows[first : i + 1]]
-        verdict = judge_stream(bundle.profile, counts, first, watch.drift, importances)
-        table = shift_table(bundle.profile, counts[-1], watch.drift, importances)
+        # A window that was lost on the way is an empty one, so that the blocks of the ladder stay aligned.
+        first = max(min(rows), w + 1 - watch.drift.history)
+        recent = [counts.get(n, nothing) for n in range(first, w + 1)]
+        verdict = judge_stream(bundle.profile, recent, first, watch.drift, importances)
+        table = shift_table(bundle.profile, counts[w], watch.drift, importances)
         features = [s.psi for s in table if s.kind == "feature" and np.isfinite(s.psi)]
-        row.judged, row.level, row.shift = True, verdict.level, float(max(features, default=0.0))
-        yield verdict
+        yield Judged(device.id, device.running_digest, w, verdict, float(max(features, default=0.0)))
 
 
-def _remember(device: Device, verdict: Verdict) -> None:
-    device.verdict = {"digest": device.running_digest, "verdict": msgspec.to_builtins(verdict)}
-    device.drift_level = verdict.level
+def _remember(session: Session, device: Device | None, judged: Judged) -> None:
+    row = session.get(WindowRow, (judged.device, judged.digest, judged.w))
+    if row is not None:
+        row.judged, row.level, row.shift = True, judged.verdict.level, judged.shift
+    if device is not None:
+        device.verdict = {"digest": judged.digest, "verdict": msgspec.to_builtins(judged.verdict)}
+        device.drift_level = judged.verdict.level
 
 
 def _verdict(device: Device) -> Verdict:
@@ -154,8 +185,16 @@ def _carry_out(session: Session, action: p.Action, model: str, now: int) -> None
 def _open(session: Session, key: p.StreamKey, model: str, now: int, *, level: str, names: tuple[str, ...]) -> None:
     device = session.get(Device, key.device)
     evidence = dict(device.verdict.get("verdict", {})) if device is not None else {}
-    sentence = f"{key.device} drifts in {', '.join(names[:5])}{' …' if len(names) > 5 else ''}."
+    sentence = _sentence(key.device, names, evidence)
     _insert(session, kind="local", model=model, level=level, now=now, sentence=sentence, evidence=evidence, key=key)
+
+
+def _sentence(device: str, names: tuple[str, ...], evidence: Mapping[str, Any]) -> str:
+    """Who drifts in what; the streams to look at first come first."""
+    ranked = [s["name"] for s in evidence.get("evidence", []) if s["name"] in names]
+    ordered = [*ranked, *(n for n in names if n not in ranked)]
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return f"{device} drifts in {', '.join(ordered[:3])}{more}."
 
 
 def _insert(
@@ -191,6 +230,7 @@ def _confirm(session: Session, action: p.ConfirmAlarm, now: int) -> None:
         device = session.get(Device, action.key.device)
         if device is not None:
             alarm.evidence = dict(device.verdict.get("verdict", {}))
+            alarm.sentence = _sentence(alarm.device, action.names, alarm.evidence)
         detail = {"device": alarm.device, "at": now}
         audit.append(session, actor=ACTOR, verb="alarm.confirm", subject=alarm.id, detail=detail)
 

@@ -40,6 +40,7 @@ from lightship_agent.contract.bundle import BACKGROUND, CARD, GOLDEN, MODEL, PRO
 from lightship_agent.contract.codes import LightshipError, RegistryError
 from lightship_agent.contract.manifest import Manifest, Provenance
 from lightship_agent.contract.names import check_name
+from lightship_agent.contract.profile import ReferenceProfile, count_outputs
 from lightship_agent.contract.wire import encode, sha256_hex
 from lightship_agent.runtime.model import LoadedModel, load_model
 
@@ -87,6 +88,7 @@ def train_version(
     force_reason: str | None = None,
     progress: Progress | None = None,
     allow_modules: tuple[str, ...] = (),
+    reference_from: int = 0,
 ) -> ModelVersion:
     """Execute `recipe` on `dataset` and register the result as the next version of `model`.
 
@@ -100,6 +102,8 @@ def train_version(
         force_reason: overrides a failed metric gate; audited.
         progress: is told each step in a few words.
         allow_modules: packages besides scikit-learn that the recipe may name.
+        reference_from: rows before this one are learnt from, and are no part of the reference profile: after a change
+            of the world, the profile is that of the world as it is now.
 
     Raises:
         LightshipError: data.*, train.*, gate.*, convert.*, storage.*; the run says the same.
@@ -126,7 +130,9 @@ def train_version(
         made.importances = importances(
             fitted.estimator, fitted.heldout_rows, fitted.heldout_y, data.schema.names, seed=recipe.seed
         )
-        return _register(home, made, converted, data.take(fitted.train), heldout, actor, force_reason)
+        seen = data.take(np.arange(reference_from, data.rows, dtype=np.int64))
+        unlearnt = data.take(fitted.heldout[fitted.heldout >= reference_from])
+        return _register(home, made, converted, seen, unlearnt, actor, force_reason)
 
 
 def import_version(
@@ -296,12 +302,12 @@ def _register(
     home: Home,
     made: _Made,
     converted: Converted,
-    training: Dataset,
+    reference: Dataset,
     heldout: Dataset,
     actor: str,
     force_reason: str | None,
 ) -> ModelVersion:
-    members = _members(converted, training, heldout)
+    members = _members(converted, reference, heldout)
     with home.database.write() as session:
         number = versions.newest(session, made.model) + 1
         members[CARD] = _card(made, number).encode()
@@ -330,28 +336,38 @@ def _register(
     return row
 
 
-def _members(converted: Converted, training: Dataset, heldout: Dataset) -> dict[str, bytes]:
-    model = OnnxModel(converted.onnx, converted.outputs)
-    answer, seen = model.answer(heldout.x), model.answer(training.x)
-    errors = int((answer.labels != heldout.y).sum()) if answer.labels is not None else 0
-    profile = reference_profile(
-        training.x,
-        training.schema.names,
-        seen.labels,
-        seen.scores if converted.outputs.score_kind == "probability" else None,
-        training.labels,
-        labelled=heldout.rows if answer.labels is not None else 0,
-        errors=errors,
-    )
+def _members(converted: Converted, reference: Dataset, heldout: Dataset) -> dict[str, bytes]:
     golden = golden_rows(converted, heldout.x, GOLDEN_ROWS)
-    step = max(1, training.rows // BACKGROUND_ROWS)
-    background = np.ascontiguousarray(training.x[::step][:BACKGROUND_ROWS])
+    step = max(1, reference.rows // BACKGROUND_ROWS)
+    background = np.ascontiguousarray(reference.x[::step][:BACKGROUND_ROWS])
     return {
         MODEL: converted.onnx,
-        PROFILE: encode(profile),
+        PROFILE: encode(_profile(converted, reference, heldout)),
         GOLDEN: encode_golden(golden),
         BACKGROUND: encode(Rows.of(background)),
     }
+
+
+def _profile(converted: Converted, reference: Dataset, heldout: Dataset) -> ReferenceProfile:
+    """What the device should see (all reference rows), and what the model says to rows it has not learnt.
+
+    A model is surer of rows it was fitted on than it will ever be in the field, so its predictions and scores are
+    counted on held-out rows only.
+    """
+    profile = reference_profile(reference.x, reference.schema.names)
+    answer = OnnxModel(converted.onnx, converted.outputs).answer(heldout.x)
+    if answer.labels is None:
+        return profile
+    scores = answer.scores if converted.outputs.score_kind == "probability" else None
+    predictions, score_counts = count_outputs(answer.labels, scores, len(heldout.labels))
+    return msgspec.structs.replace(
+        profile,
+        labels=heldout.labels,
+        predictions=tuple(int(v) for v in predictions),
+        scores=tuple(int(v) for v in score_counts),
+        labelled=heldout.rows,
+        errors=int((answer.labels != heldout.y).sum()),
+    )
 
 
 def _manifest(made: _Made, converted: Converted, number: int) -> Manifest:

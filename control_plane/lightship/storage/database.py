@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from lightship_agent.contract.codes import StorageError
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
+BUSY_SECONDS: Final = 30
 _WRITES: Final = "lightship_writes"
 
 
@@ -44,7 +45,7 @@ class Database:
         """A transaction that may write: committed at the end, rolled back on any error.
 
         Raises:
-            StorageError: storage.full, storage.unwritable.
+            StorageError: storage.full, storage.unwritable, storage.busy.
         """
         with self._session(writes=True) as session:
             yield session
@@ -71,6 +72,9 @@ class Database:
                 raise StorageError("storage.full", f"The database has no space left: {text}.") from e
             if "readonly" in text or "unable to open" in text:
                 raise StorageError("storage.unwritable", f"The database can't be written: {text}.") from e
+            if "locked" in text:
+                message = f"Another program kept the database locked for {BUSY_SECONDS} s."
+                raise StorageError("storage.busy", message, remedy="Try again.") from e
             raise
 
     def upgrade(self) -> None:
@@ -111,7 +115,7 @@ class Database:
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     # Transactions are begun by the listener below, never by the driver.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=15000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1_000}"):
         connection.execute(f"PRAGMA {pragma}")
 
 

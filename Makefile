@@ -1,0 +1,50 @@
+# The one menu. `make help` lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    := PYTHONPATH=tools $(BIN)/python
+STAMP  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types check docs bench lock arm64 clean
+
+help:  ## This list.
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+
+setup: $(STAMP)  ## Make the environment in .venv, from the hashed lock.
+
+$(STAMP): requirements.lock agent/pyproject.toml control_plane/pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Lightship needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
+	@echo "Setting up .venv (a minute or two, once) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e agent -e control_plane
+	@touch $@
+
+demo: $(STAMP)  ## The whole loop on real data, explained as it goes. KEEP=1 leaves it running.
+	@$(RUN) -m demo $(if $(KEEP),--keep)
+
+test: $(STAMP)  ## Every test.
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(STAMP)  ## ruff: style, bugs, security, formatting.
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict.
+	@$(BIN)/mypy agent control_plane tools
+
+check: lint types test  ## Everything CI runs.
+
+docs: $(STAMP)  ## Write docs/reference/ from the code.
+	@$(RUN) -m docs_reference
+
+lock:  ## Renew both hashed locks (needs the `uv` program).
+	@grep -vE '^#' agent/pyproject.toml | $(PYTHON) -c 'import tomllib,pathlib; d=tomllib.loads(pathlib.Path("agent/pyproject.toml").read_text())["project"]["dependencies"]; pathlib.Path("agent/requirements.in").write_text("# Generated from agent/pyproject.toml by `make lock`.\n"+"\n".join(d)+"\n")'
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header requirements.in -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header agent/requirements.in -c requirements.lock -o agent/requirements.lock
+
+arm64:  ## Build the agent's ARM64 image with buildah (needs buildah, and a base image; see docs/operators-guide.md).
+	STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot buildah bud --arch arm64 -f Dockerfile.arm64 -t lightship-agent:arm64 .
+
+clean:  ## Remove what the targets above made.
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Tools of developers and operators; they may use both programs."""
