@@ -253,7 +253,8 @@ class Agent:
         if not enrol.renewal_due(begins, ends, time.time()):
             return
         enrol.renew(self._identity, self._control)
-        log.info("certificate renewed; it is used from the next start of a connection on")
+        self._control.reopen()
+        log.info("certificate renewed")
 
     def _command(self, verb: str, _command: Command) -> None:
         if verb == "check":

@@ -141,7 +141,7 @@ class Stage:
 
 
 def _environment() -> dict[str, str]:
-    kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR", "PYTHONPATH")
+    kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR", "PYTHONPATH", "LIGHTSHIP_BROKER")
     return {**{k: v for k, v in os.environ.items() if k in kept}, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 

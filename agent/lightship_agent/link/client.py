@@ -74,15 +74,24 @@ class ControlPlane:
 
     def __init__(self, identity: Identity) -> None:
         """Open a client with the device's certificate."""
+        self._identity = identity
         self.server = identity.info.server
-        self.http = httpx.Client(
+        self.http = self._open()
+
+    def _open(self) -> httpx.Client:
+        return httpx.Client(
             base_url=self.server,
-            verify=identity.tls_context(),
+            verify=self._identity.tls_context(),
             timeout=httpx.Timeout(15.0),
             follow_redirects=False,
             headers={"Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=4, keepalive_expiry=30.0),
         )
+
+    def reopen(self) -> None:
+        """Use the certificate that is on disk now; requests under way on old connections may fail and are repeated."""
+        old, self.http = self.http, self._open()
+        old.close()
 
     def close(self) -> None:
         """Close the connections."""

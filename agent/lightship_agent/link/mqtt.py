@@ -90,12 +90,10 @@ class MqttLink:
             protocol=MQTTProtocolVersion.MQTTv5,
             reconnect_on_failure=False,
         )
-        if self._broker.auth == "mtls":
-            context = self._identity.tls_context()
-        else:
-            context = ssl.create_default_context(cafile=str(self._identity.folder / "ca.pem"))
+        self._tls = ssl.create_default_context(cafile=str(self._identity.folder / "ca.pem"))
+        if self._broker.auth == "password":
             client.username_pw_set(self._broker.username, self._identity.broker_password)
-        client.tls_set_context(context)
+        client.tls_set_context(self._tls)
         client.max_inflight_messages_set(20)
         client.max_queued_messages_set(100)
         client.will_set(topics.state(self._tenant, self._device), self._state(on=False), qos=1, retain=True)
@@ -128,6 +126,9 @@ class MqttLink:
     def _connect_once(self) -> None:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = SESSION_EXPIRY
+        if self._broker.auth == "mtls":
+            # Read again for every connection: the certificate is renewed while we run.
+            self._tls.load_cert_chain(self._identity.folder / "cert.pem", self._identity.folder / "key.pem")
         self._client.connect(
             self._broker.host, self._broker.port, keepalive=30, clean_start=False, properties=properties
         )

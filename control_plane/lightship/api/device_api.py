@@ -162,7 +162,9 @@ class DeviceApi:
         with self._home.database.read() as session:
             device = enrolment.active_device(session, peer.name)
         if device.spki != peer.spki:
-            raise EnrolError("enrol.certificate", "The certificate's key is not the registered one.")
+            with self._home.database.write() as session:
+                device = enrolment.active_device(session, peer.name)
+                enrolment.check_key(session, device, peer.spki)
         return device
 
 

@@ -117,7 +117,8 @@ def renew(session: Session, ca: CertificateAuthority, *, device: str, csr: str) 
     """
     row = active_device(session, device)
     issued = ca.issue_device(csr, device)
-    row.spki, row.cert_serial = issued.spki, issued.serial
+    # The answer may get lost: the old key stays good until the new one is seen.
+    row.spki_next, row.cert_serial = issued.spki, issued.serial
     row.cert_not_after = int(issued.not_after.timestamp() * 1_000)
     audit.append(
         session, actor=f"device:{device}", verb="device.renew", subject=device, detail={"key": issued.spki[:16]}
@@ -150,6 +151,20 @@ def active_device(session: Session, device: str) -> Device:
     if row.state != "active":
         raise EnrolError("enrol.revoked", f"Device {device!r} is {row.state}.")
     return row
+
+
+def check_key(session: Session, device: Device, spki: str) -> None:
+    """Refuse a key that is not the device's; the first use of a renewed key retires the one before.
+
+    Raises:
+        EnrolError: enrol.certificate.
+    """
+    if spki == device.spki:
+        return
+    if not device.spki_next or spki != device.spki_next:
+        raise EnrolError("enrol.certificate", "The certificate's key is not the registered one.")
+    device.spki, device.spki_next = device.spki_next, ""
+    session.flush()
 
 
 def _valid_token(session: Session, token: str, device: str) -> JoinToken:

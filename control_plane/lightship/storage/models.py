@@ -118,6 +118,7 @@ class Device(Base):
     labels: Mapped[Json]
     state: Mapped[str]  # active | revoked
     spki: Mapped[str] = mapped_column(String(64))
+    spki_next: Mapped[str] = mapped_column(String(64), default="")  # renewed, and not yet seen in use
     cert_serial: Mapped[str]
     cert_not_after: Mapped[int]
     enrolled_at: Mapped[int]

@@ -110,6 +110,7 @@ def upgrade() -> None:
         sa.Column("labels", sa.JSON(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("spki", sa.String(length=64), nullable=False),
+        sa.Column("spki_next", sa.String(length=64), nullable=False),
         sa.Column("cert_serial", sa.String(), nullable=False),
         sa.Column("cert_not_after", sa.BigInteger(), nullable=False),
         sa.Column("enrolled_at", sa.BigInteger(), nullable=False),
