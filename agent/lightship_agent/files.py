@@ -49,6 +49,7 @@ def sync_folder(folder: Path) -> None:
 
 def storage_error(e: OSError, path: Path) -> StorageError:
     """The StorageError that says what an OSError on `path` means."""
-    if e.errno in {errno.ENOSPC, errno.EDQUOT}:
+    # EFBIG is the file-size limit of the process: to the writer it is the same as a full disk.
+    if e.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return StorageError("storage.full", f"No space left for {path}.", remedy="Free space and try again.")
     return StorageError("storage.unwritable", f"Can't write {path}: {e.strerror or e}.")

@@ -8,21 +8,17 @@ Rules:
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from lightship_agent.contract.codes import DataError, StorageError
 from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.files import storage_error, write_durably
 
 from .dataset import Dataset, canonical_bytes, parse_dataset
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-#: No space, no quota, or the file-size limit of the process.
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class DatasetStore:
@@ -59,9 +55,10 @@ class DatasetStore:
         path = self.path(digest)
         try:
             if not (path.exists() and sha256_hex(path.read_bytes()) == digest):
-                _write(path, data)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(path, data)
         except OSError as e:
-            raise _storage_error(path, e) from e
+            raise storage_error(e, path) from e
         return digest
 
     def get(self, digest: str) -> Dataset:
@@ -78,7 +75,7 @@ class DatasetStore:
         except FileNotFoundError as e:
             raise DataError("data.unknown", f"No dataset of digest {digest}.") from e
         except OSError as e:
-            raise _storage_error(path, e) from e
+            raise storage_error(e, path) from e
         found = sha256_hex(data)
         if found != digest:
             message = f"{path}: expected sha256 {digest}, found {found}."
@@ -90,29 +87,3 @@ class DatasetStore:
     def digests(self) -> tuple[str, ...]:
         """Every digest kept here, in order."""
         return tuple(sorted(p.stem for p in self._root.glob("??/*.msgpack") if _DIGEST.fullmatch(p.stem)))
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _storage_error(path: Path, error: OSError) -> StorageError:
-    if error.errno in _FULL:
-        return StorageError("storage.full", f"{path.parent}: {error.strerror}.", remedy="Free some space and repeat.")
-    return StorageError("storage.unwritable", f"{path}: {error.strerror or error}.", remedy="Check the folder's owner.")

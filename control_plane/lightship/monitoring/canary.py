@@ -22,8 +22,8 @@ import msgspec
 
 from lightship_agent.contract.codes import SettingsError
 
-from .drift import two_sample
 from .tails import fisher_greater
+from .two_sample import two_sample
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 

@@ -18,10 +18,9 @@ from lightship.monitoring.drift import (
     Verdict,
     judge_stream,
     merge_starts,
-    psi_debiased,
     shift_table,
-    two_sample,
 )
+from lightship.monitoring.two_sample import psi_debiased, two_sample
 from lightship_agent.contract.codes import DataError, DriftError, SettingsError
 from lightship_agent.contract.profile import FeatureBins, ReferenceProfile, WindowCounts, empty_counts
 
