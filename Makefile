@@ -47,4 +47,4 @@ arm64:  ## Build the agent's ARM64 image with buildah (needs buildah, and a base
 	STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot buildah bud --arch arm64 -f Dockerfile.arm64 -t lightship-agent:arm64 .
 
 clean:  ## Remove what the targets above made.
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest build .pytest_cache .mypy_cache .ruff_cache .hypothesis
