@@ -244,7 +244,8 @@ class Agent:
             agent=__version__,
             onnxruntime=onnxruntime.__version__,
             machine=platform.machine(),
-            health=read_health(self._dir),
+            health=(health := read_health(self._dir)),
+            degraded=tuple(self._degraded(health)),
         )
 
     def _renew_certificate(self) -> None:
@@ -266,18 +267,11 @@ class Agent:
         """How the agent is, in words that machines can use too."""
         state = self._updater.state
         health = read_health(self._dir)
-        reasons = []
-        if not self._plane.models():
-            reasons.append("serving.no-model")
-        if self._updater.trust_code:
-            reasons.append(self._updater.trust_code)
-        if self._outbox.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
-            reasons.append("storage.full")
         return {
             "device": self._identity.device,
             "agent": __version__,
             "uptime_seconds": round(time.monotonic() - self._started, 1),
-            "degraded": reasons,
+            "degraded": self._degraded(health),
             "running": [msgspec.to_builtins(r) for r in self._plane.running()],
             "update": {
                 "phase": state.phase,
@@ -297,6 +291,16 @@ class Agent:
             },
             "health": health,
         }
+
+    def _degraded(self, health: dict[str, float]) -> list[str]:
+        reasons = []
+        if not self._plane.models():
+            reasons.append("serving.no-model")
+        if self._updater.trust_code:
+            reasons.append(self._updater.trust_code)
+        if self._outbox.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
+            reasons.append("storage.full")
+        return reasons
 
     def _metrics(self) -> str:
         values = {

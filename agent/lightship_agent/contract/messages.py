@@ -54,6 +54,7 @@ class Heartbeat(Record, frozen=True, kw_only=True, tag="heartbeat"):
     onnxruntime: Name = ""
     machine: Name = ""  # CPU architecture
     health: dict[Name, float] = {}
+    degraded: tuple[Name, ...] = ()  # codes of what keeps it from doing all its work
 
 
 class Window(Record, frozen=True, kw_only=True, tag="window"):

@@ -52,6 +52,7 @@ def device(row: Device) -> Json:
         "drift": row.drift_level or "unknown",
         "quarantined": row.quarantined,
         "health": row.health,
+        "degraded": row.degraded,
         "agent": row.agent,
         "onnxruntime": row.onnxruntime,
         "machine": row.machine,

@@ -135,4 +135,5 @@ def _row(d: dict[str, Any]) -> tuple[Any, ...]:
     runs = f"{d['model']}@{d['version']}" if d["model"] else ""
     update = " ".join(t for t in (d["update"]["state"], d["update"]["code"]) if t)
     notes = [t for t, on in (("quarantined", d["quarantined"]), (d["state"], d["state"] != "active")) if on]
+    notes += d["degraded"]
     return d["id"], d["group"], ago(d["last_seen"]), runs, d["drift"], update, notes

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -12,6 +14,7 @@ import click
 from lightship import __version__
 from lightship.settings import SETTINGS, Settings, load_settings
 from lightship_agent.contract.codes import LightshipError
+from lightship_agent.files import write_durably
 
 from .audit import audit
 from .console import console, emit, fail, json_option, opened, say, stamp, table, with_home
@@ -72,8 +75,9 @@ def up(settings: Settings, /, ready_file: Path | None, as_json: bool, **flags: s
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "tuf", "alembic", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    with opened(settings) as home:
-        plane = ControlPlane(home, settings)
+    # Until the servers take the signals over, a polite end has to stop the broker too.
+    signal.signal(signal.SIGTERM, _interrupt)
+    with opened(settings) as home, closing(ControlPlane(home, settings)) as plane:
         addresses = plane.start()
         broker = addresses.broker
         facts = {
@@ -88,8 +92,12 @@ def up(settings: Settings, /, ready_file: Path | None, as_json: bool, **flags: s
             say(f"dashboard {facts['dashboard']}\ndevices   {facts['devices']}\nbroker    {facts['broker']}")
             say("\n".join(t for t in (facts["notice"], DEVELOPMENT_NOTICE) if t))
         if ready_file is not None:
-            ready_file.write_text(json.dumps(facts))
+            write_durably(ready_file, json.dumps(facts).encode())
         plane.serve()
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 @cli.command()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightship.settings import Settings
-from lightship_agent.contract.codes import LinkError
+from lightship_agent.contract.codes import LinkError, SettingsError
 from lightship_agent.files import write_durably
 
 from .ca import CertificateAuthority, server_names
@@ -72,6 +72,7 @@ def start_broker(settings: Settings, folder: Path, ca: CertificateAuthority) -> 
     if kind == "auto":
         kind = "mosquitto" if program else "embedded"
     host, port = settings.mqtt_host, settings.mqtt_port or free_port(settings.mqtt_host)
+    _require_free(host, port)
     key, chain = ca.issue_server(server_names([settings.reachable_host]))
     public = settings.public_host or host
     if kind == "mosquitto":
@@ -127,6 +128,18 @@ def free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
         s.bind((host, 0))
         return int(s.getsockname()[1])
+
+
+def _require_free(host: str, port: int) -> None:
+    """Ask before starting: whoever listens there already would be taken for our broker."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+            s.listen()
+        except OSError as e:
+            message = f"The broker can't listen on {host}:{port}: {e.strerror}."
+            raise SettingsError("settings.port-taken", message, remedy="Set mqtt_port to another port, or 0.") from e
 
 
 def _wait_until_listening(running: RunningBroker, host: str, port: int, folder: Path) -> None:

@@ -102,6 +102,7 @@ def enrol(
         enrolled_at=now,
         running=[],
         health={},
+        degraded=[],
     )
     session.add(enrolled)
     detail = {"token": row.id, "group": row.group, "key": issued.spki[:16]}

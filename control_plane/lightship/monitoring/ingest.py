@@ -125,7 +125,7 @@ def _store_heartbeat(session: Session, device: Device, beat: Heartbeat) -> None:
     device.running_digest = first.digest if first else ""
     device.phase, device.assignment_seq = beat.update_state, beat.assignment_seq
     device.agent, device.onnxruntime, device.machine = beat.agent, beat.onnxruntime, beat.machine
-    device.health = dict(beat.health)
+    device.health, device.degraded = dict(beat.health), list(beat.degraded)
     _store_exposures(session, device.id, beat.running, beat.t)
 
 

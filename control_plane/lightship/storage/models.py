@@ -138,6 +138,7 @@ class Device(Base):
     onnxruntime: Mapped[str] = mapped_column(default="")
     machine: Mapped[str] = mapped_column(default="")
     health: Mapped[Json] = mapped_column(default=dict)
+    degraded: Mapped[list[Any]] = mapped_column(default=list)  # codes, by heartbeat
     quarantined: Mapped[bool] = mapped_column(default=False)
     drift_level: Mapped[str] = mapped_column(default="")
     verdict: Mapped[Json] = mapped_column(default=dict)  # the last one

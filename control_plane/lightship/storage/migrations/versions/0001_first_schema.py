@@ -130,6 +130,7 @@ def upgrade() -> None:
         sa.Column("onnxruntime", sa.String(), nullable=False),
         sa.Column("machine", sa.String(), nullable=False),
         sa.Column("health", sa.JSON(), nullable=False),
+        sa.Column("degraded", sa.JSON(), nullable=False),
         sa.Column("quarantined", sa.Boolean(), nullable=False),
         sa.Column("drift_level", sa.String(), nullable=False),
         sa.Column("verdict", sa.JSON(), nullable=False),
