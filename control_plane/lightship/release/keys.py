@@ -24,7 +24,10 @@ from lightship_agent.contract.codes import ReleaseError
 from lightship_agent.files import storage_error
 
 ROLES: Final = ("root", "targets", "releases", "snapshot", "timestamp", "director")
-DEVELOPMENT_NOTICE: Final = "Development keys: one key per role, threshold 1, all on this machine. Whoever reads <home>/keys can release models."
+DEVELOPMENT_NOTICE: Final = (
+    "Development keys: one key per role, threshold 1, all on this machine. "
+    "Whoever can read <home>/keys can release models."
+)
 
 
 class KeyFolder:
