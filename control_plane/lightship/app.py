@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ from .web.pages import add_pages
 
 log = logging.getLogger(__name__)
 WORKER_ID = "lightship-ingest-0"
+STOP_SECONDS = 5  # for requests under way, when we are told to stop
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ControlPlane:
         self._stack = ExitStack()
         self._servers: list[uvicorn.Server] = []
         self._sockets: list[socket.socket] = []
+        self._stopping: Callable[[], object] = lambda: None
         self.addresses: Addresses | None = None
 
     def start(self) -> Addresses:
@@ -94,8 +96,13 @@ class ControlPlane:
         info = broker.info if broker else None
         operator_app = create_operator_app(home)
         add_pages(operator_app, home)
+        # An open dashboard keeps an event stream open, which must not keep us from stopping.
+        self._stopping = operator_app.state.live.stop
+        operator_config = uvicorn.Config(
+            operator_app, lifespan="off", access_log=False, log_level="warning", timeout_graceful_shutdown=STOP_SECONDS
+        )
         self._servers = [
-            _Server(uvicorn.Config(operator_app, lifespan="off", access_log=False, log_level="warning")),
+            _Server(operator_config),
             _Server(self._device_config(DeviceApi(home, tenant, info))),
         ]
         self._sockets = [operator_socket, device_socket]
@@ -114,8 +121,10 @@ class ControlPlane:
             self.stop()
 
     def stop(self) -> None:
-        """Stop what was started, in reverse order."""
+        """Stop what was started, in reverse order; twice is no harm."""
         self._stack.close()
+
+    close = stop
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -125,6 +134,7 @@ class ControlPlane:
         pairs = zip(self._servers, self._sockets, strict=True)
         tasks = [asyncio.create_task(server.serve(sockets=[s])) for server, s in pairs]
         await stop.wait()
+        self._stopping()
         for server in self._servers:
             server.should_exit = True
         await asyncio.gather(*tasks)
@@ -135,6 +145,8 @@ class ControlPlane:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             s.bind((host, port))
+            # Only a listening socket keeps others off the port: without this, two programs may both think it theirs.
+            s.listen(128)
         except OSError as e:
             s.close()
             message = f"Can't listen on {host}:{port}: {e.strerror}."
@@ -159,6 +171,7 @@ class ControlPlane:
             # Enrolment comes without a certificate; every other path refuses those who show none.
             ssl_cert_reqs=ssl.CERT_OPTIONAL,
             timeout_keep_alive=30,
+            timeout_graceful_shutdown=STOP_SECONDS,
         )
 
 

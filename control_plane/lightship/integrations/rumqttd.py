@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from lightship_agent.contract.codes import LinkError
-from lightship_agent.files import write_durably
+from lightship_agent.files import storage_error, write_durably
 
 NOTICE: Final = (
     "Embedded broker: TLS and a shared password, but no client certificates and no per-device topic rules. "
@@ -68,7 +68,10 @@ def configure(folder: Path, *, host: str, port: int, key: bytes, chain: bytes) -
     Raises:
         StorageError: storage.full, storage.unwritable.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as e:
+        raise storage_error(e, folder) from e
     device_password = _password(folder / "device-password")
     control_password = _password(folder / "control-password")
     write_durably(folder / "server.key", key, mode=0o600)
