@@ -6,6 +6,7 @@ environment, that over the file, that over the default; secrets are files with m
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,6 +15,8 @@ from typing import Any, Final
 
 from lightship_agent.contract.codes import InvalidNameError, SettingsError
 from lightship_agent.contract.names import check_name
+
+MAX_PORT: Final = 65_535
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def _parse(setting: Setting, kind: str, raw: str) -> Any:
     if setting.choices and raw not in setting.choices:
         expected = ", ".join(setting.choices)
         raise SettingsError("settings.invalid", f"{setting.name}: expected one of {expected}; found {raw!r}.")
-    if isinstance(value, int | float) and not value >= 0:
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
         raise SettingsError("settings.invalid", f"{setting.name}: expected a number ≥ 0, found {raw!r}.")
+    if setting.name.endswith("_port") and value > MAX_PORT:
+        raise SettingsError("settings.invalid", f"{setting.name}: expected at most {MAX_PORT}, found {raw!r}.")
     return value

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from lightship_agent.contract.codes import StorageError
@@ -45,55 +45,54 @@ class Database:
         """A transaction that may write: committed at the end, rolled back on any error.
 
         Raises:
-            StorageError: storage.full, storage.unwritable, storage.busy.
+            StorageError: storage.full, storage.unwritable, storage.busy, storage.corrupt; nothing was written.
         """
         with self._session(writes=True) as session:
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads."""
+        """A transaction that only reads; SQLite refuses what would be written through it.
+
+        Raises:
+            StorageError: storage.corrupt, storage.unwritable.
+        """
         with self._session(writes=False) as session:
             yield session
 
     @contextmanager
     def _session(self, *, writes: bool) -> Iterator[Session]:
-        try:
-            with (
-                self.engine.connect().execution_options(**{_WRITES: writes}) as connection,
-                connection.begin(),
-                Session(connection, expire_on_commit=False) as session,
-            ):
-                yield session
-                session.flush()
-        except OperationalError as e:
-            text = str(e.orig)
-            if "full" in text:
-                raise StorageError("storage.full", f"The database has no space left: {text}.") from e
-            if "readonly" in text or "unable to open" in text:
-                raise StorageError("storage.unwritable", f"The database can't be written: {text}.") from e
-            if "locked" in text:
-                message = f"Another program kept the database locked for {BUSY_SECONDS} s."
-                raise StorageError("storage.busy", message, remedy="Try again.") from e
-            raise
+        with (
+            _explained(),
+            self.engine.connect().execution_options(**{_WRITES: writes}) as connection,
+            connection.begin(),
+            Session(connection, expire_on_commit=False) as session,
+        ):
+            yield session
+            session.flush()
 
     def upgrade(self) -> None:
-        """Bring the schema to the newest version."""
+        """Bring the schema to the newest version.
+
+        Raises:
+            StorageError: storage.full, storage.unwritable, storage.busy, storage.corrupt.
+        """
         from alembic import command
 
-        command.upgrade(self._alembic(), "head")
+        with _explained():
+            command.upgrade(self._alembic(), "head")
 
     def check_schema(self) -> None:
         """Refuse a database of another version.
 
         Raises:
-            StorageError: storage.schema.
+            StorageError: storage.schema, storage.corrupt, storage.unwritable.
         """
         from alembic.runtime.migration import MigrationContext
         from alembic.script import ScriptDirectory
 
         newest = ScriptDirectory.from_config(self._alembic()).get_current_head()
-        with self.engine.connect() as connection:
+        with _explained(), self.engine.connect() as connection:
             found = MigrationContext.configure(connection).get_current_revision()
         if found != newest:
             message = f"Expected schema {newest}, found {found}."
@@ -112,13 +111,36 @@ class Database:
         return config
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say what an error of the driver means."""
+    try:
+        yield
+    except DatabaseError as e:
+        text = str(e.orig)
+        if "disk is full" in text:
+            message = f"The database has no space left: {text}."
+            raise StorageError("storage.full", message, remedy="Free space and try again.") from e
+        # "disk I/O error" is what SQLite says when the system refuses a write for any reason but a full disk.
+        if any(word in text for word in ("readonly", "unable to open", "disk I/O error")):
+            raise StorageError("storage.unwritable", f"The database can't be written: {text}.") from e
+        if any(word in text for word in ("malformed", "not a database")):
+            remedy = "Restore it from your backup."
+            raise StorageError("storage.corrupt", f"The database is damaged: {text}.", remedy=remedy) from e
+        if "is locked" in text:
+            message = f"Another program kept the database locked for {BUSY_SECONDS} s."
+            raise StorageError("storage.busy", message, remedy="Try again.") from e
+        raise
+
+
 def _configure_sqlite(connection: Any, _record: Any) -> None:
-    # Transactions are begun by the listener below, never by the driver.
+    # Transactions are begun by the listener below, never by the driver. Patience comes first: the others may wait.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1_000}"):
+    for pragma in (f"busy_timeout={BUSY_SECONDS * 1_000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES, True)
+    connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
