@@ -54,7 +54,8 @@ nav.toc { display: flex; gap: 2px 16px; flex-wrap: wrap; font-size: 13px; color:
 <th class="n">Took</th><th>Verdict</th></tr></thead><tbody>
 {% for s in steps %}
 <tr{% if not s.passed %} class="badrow"{% endif %}><td data-label="Step"><b>{{ s.name }}</b></td>
-<td data-label="Expected" class="words">{{ s.expected }}</td><td data-label="Happened" class="words">{{ s.happened }}</td>
+<td data-label="Expected" class="words">{{ s.expected }}</td>
+<td data-label="Happened" class="words">{{ s.happened }}</td>
 <td data-label="Took" class="n">{% if s.seconds is not none %}{{ s.seconds|duration }}{% else %}–{% endif %}</td>
 <td data-label="Verdict">{{ status('passed' if s.passed else 'failed') }}</td></tr>
 {% endfor %}
@@ -73,13 +74,16 @@ nav.toc { display: flex; gap: 2px 16px; flex-wrap: wrap; font-size: 13px; color:
 {% for version, spans in exposures %}{% if (spans[0].model, version) in rolled_back %}
 <h3>Who was ever served by version {{ version }}, and for how long</h3>
 <p>{{ spans|map(attribute='device')|unique|list|length }} of {{ device_count }} devices, \
-{{ (spans|sum(attribute='seconds'))|duration }} in sum, {{ '{:,}'.format(spans|sum(attribute='requests')) }} predictions. \
+{{ (spans|sum(attribute='seconds'))|duration }} in sum, \
+{{ '{:,}'.format(spans|sum(attribute='requests')) }} predictions. \
 {% set still = spans|selectattr('ended_at', 'none')|list %}{% if still %}{{ status('still served', 'failed') }} by \
-{{ still|map(attribute='device')|join(', ') }}.{% else %}{{ status('Nobody is served by it now', 'ok') }}.{% endif %}</p>
+{{ still|map(attribute='device')|join(', ') }}.\
+{% else %}{{ status('Nobody is served by it now', 'ok') }}.{% endif %}</p>
 {{ parts.exposure_table(spans, now, rolled_back, false) }}
 {% endif %}{% endfor %}
 {% for version, spans in exposures if (spans[0].model, version) not in rolled_back %}
-<details id="spans-{{ version }}"><summary>Version {{ version }}: {{ spans|map(attribute='device')|unique|list|length }} \
+<details id="spans-{{ version }}"><summary>Version {{ version }}: \
+{{ spans|map(attribute='device')|unique|list|length }} \
 devices</summary>{{ parts.exposure_table(spans, now, rolled_back, false) }}</details>
 {% endfor %}</section>
 {% endif %}
@@ -101,9 +105,11 @@ devices</summary>{{ parts.exposure_table(spans, now, rolled_back, false) }}</det
 
 {% if drift_plots %}
 <section id="drift"><h2>Drift over time</h2>
-<p class="faint">The most shifted feature of each window against the training data. ▲ and ■ are alarms within the budget.</p>
+<p class="faint">The most shifted feature of each window against the training data. \
+▲ and ■ are alarms within the budget.</p>
 <div class="plots">{% for p in drift_plots %}{{ p }}{% endfor %}</div>
-{% if pairs %}<h3>Where the rows differed most</h3><div class="pairs">{% for p in pairs %}{{ p }}{% endfor %}</div>{% endif %}
+{% if pairs %}<h3>Where the rows differed most</h3>
+<div class="pairs">{% for p in pairs %}{{ p }}{% endfor %}</div>{% endif %}
 </section>
 {% endif %}
 
@@ -132,8 +138,8 @@ devices</summary>{{ parts.exposure_table(spans, now, rolled_back, false) }}</det
 
 {% if devices %}
 <section id="devices"><h2>Devices at the end</h2>
-<div class="scroll"><table class="stack"><thead><tr><th>Device</th><th>Group</th><th>Seen</th><th>Serves</th><th>Drift</th>\
-<th>Update</th></tr></thead><tbody>
+<div class="scroll"><table class="stack"><thead><tr><th>Device</th><th>Group</th><th>Seen</th>\
+<th>Serves</th><th>Drift</th><th>Update</th></tr></thead><tbody>
 {% for d in devices %}
 <tr><td data-label="Device"><span class="id">{{ d.id }}</span></td><td data-label="Group">{{ d.group }}</td>
 <td data-label="Seen">{{ status('online' if d.online else 'silent') }}</td>
@@ -148,7 +154,8 @@ devices</summary>{{ parts.exposure_table(spans, now, rolled_back, false) }}</det
 {% if alarms %}
 <section id="alarms"><h2>Alarms</h2>
 <ul class="plainlist">{% for a in alarms %}<li>{{ status(a.level) }} <span class="faint">{{ when(a.opened_at, now) }}\
-{% if a.closed_at %} to {{ when(a.closed_at, now) }}{% else %}, open{% endif %} · {{ a.kind }}</span><br>{{ a.sentence }}</li>
+{% if a.closed_at %} to {{ when(a.closed_at, now) }}{% else %}, open{% endif %} · {{ a.kind }}</span><br>\
+{{ a.sentence }}</li>
 {% endfor %}</ul></section>
 {% endif %}
 </main>
@@ -297,7 +304,8 @@ def _charts(
     windows: Mapping[str, Sequence[Json]], marks: list[plots.Mark], times: tuple[int, int] | None, what: str
 ) -> list[Any]:
     """A chart per device on one scale, or one for all of them where they are many."""
-    known = {d: rows for d, rows in sorted(windows.items()) if any(w.get(what) is not None for w in rows)}
+    ordered = sorted(windows.items(), key=lambda item: figures.natural(item[0]))
+    known = {d: rows for d, rows in ordered if any(w.get(what) is not None for w in rows)}
     if not known:
         return []
     if len(known) > _OWN_CHARTS:
