@@ -57,7 +57,7 @@ def _plan_options(command: Any) -> Any:
 def plan(home: Home, reference: str, as_json: bool, **options: Any) -> None:
     """Which device would be in which wave. Changes nothing."""
     with home.database.read() as session:
-        made, _ = _make(session, reference, "plan", options)
+        made, _ = _make(session, reference, options)
     if as_json:
         import msgspec
 
@@ -83,7 +83,7 @@ def start(home: Home, reference: str, reason: str, as_json: bool, **options: Any
 
     rollout_id = rollouts.new_id()
     with home.database.write() as session:
-        made, selector = _make(session, reference, rollout_id, options)
+        made, selector = _make(session, reference, options)
         row = rollouts.create(session, made, selector=selector, rollout=rollout_id, actor=operator(), reason=reason)
         seen = rollouts.view(session, row)
     if as_json:
@@ -200,7 +200,7 @@ def _intervene(home: Home, rollout_id: str, what: str, reason: str, *, as_json: 
         say(_line(seen))
 
 
-def _make(session: Any, reference: str, rollout_id: str, options: dict[str, Any]) -> Any:
+def _make(session: Any, reference: str, options: dict[str, Any]) -> Any:
     from lightship.fleet import rollouts
     from lightship.fleet.rollout import Rules, WaveSpec
     from lightship.registry import versions
@@ -226,7 +226,6 @@ def _make(session: Any, reference: str, rollout_id: str, options: dict[str, Any]
         selector=selector,
         waves=tuple(waves),
         rules=rules,
-        rollout=rollout_id,
     )
     return made, selector
 

@@ -9,13 +9,16 @@ Rules:
 * no I/O and no clock: `step(plan, state, facts, now, …)` gives the next state and the actions;
 * a device is done only when its own report says that it runs the digest and has committed it; never because an
   install said so; a device that was done and runs something else again counts as failed (a local fallback);
-* a silent device times out and counts as failed; a device offline since before its assignment never blocks a wave;
+* a device that falls silent after its assignment times out and counts as failed: the model may be the reason; a
+  device that was not seen since never blocks a wave, and its time begins when it comes back;
 * a wave closes when every live device is terminal; it succeeds with done/terminal ≥ success_share;
   the halt rule, failed/assigned > halt_share with at least min_sample terminal, is judged at every step, for all
   waves so far; then the rollout pauses, and resuming acknowledges the failures already seen;
 * an all-terminal wave below the threshold pauses; it never slides on;
 * a gated wave moves on only with the verdict "pass"; "fail" rolls back; "inconclusive" holds, and pauses when the
-  hold lasts longer than gate_timeout.
+  hold lasts longer than gate_timeout; a wave of which no device runs it can't be judged, and holds;
+* nothing is promoted that no device has run;
+* going back ends too: a device that still runs the digest after device_timeout is named, and the rollout is over.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     success_share: float = 0.95
     halt_share: float = 0.2
     min_sample: int = 1
-    device_timeout: float = 1_800.0  # for a device that is online and silent about its assignment
+    device_timeout: float = 1_800.0  # for a device that was seen, to be done or to say that it failed
     offline_after: float = 180.0  # unseen for so long: offline
     gate_timeout: float = 86_400.0
     require_labels: bool = True
@@ -73,9 +76,11 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     status: Status = "running"
     wave: int = -1  # the wave under way; -1 before the first
     assigned_at: dict[str, float] = {}
+    seen_at: dict[str, float] = {}  # device -> when it was first online since its assignment
     done: tuple[str, ...] = ()  # devices seen running the digest, committed
     closed_at: dict[str, float] = {}  # wave number -> when all its live devices were terminal
     acknowledged: tuple[str, ...] = ()  # failures an operator has seen and resumed over
+    reverting_since: float = 0.0  # 0: it is not rolling back
     reason: str = ""
 
 
@@ -118,10 +123,12 @@ Result = tuple[RolloutState, tuple[Action, ...]]
 def make_waves(devices: Sequence[str], specs: Sequence[WaveSpec], *, seed: str) -> tuple[tuple[str, ...], ...]:
     """Deal `devices` to waves in a hash order that is fixed by `seed`; earlier ones in `devices` are not favoured.
 
+    Wave i is that of `specs[i]`; where devices run out, the last waves are missing.
+
     Args:
         devices: device ids; those fit to be canaries first is the caller's choice by passing them apart.
         specs: the waves; the last takes what is left.
-        seed: e.g. the rollout id.
+        seed: e.g. the version that is rolled out.
 
     Raises:
         FleetError: fleet.rollout-spec.
@@ -130,6 +137,8 @@ def make_waves(devices: Sequence[str], specs: Sequence[WaveSpec], *, seed: str) 
         raise FleetError("fleet.rollout-spec", "The selector matches no device.", remedy="See `lightship device list`.")
     if not specs or any(s.count < 0 or not 0 <= s.share <= 1 for s in specs):
         raise FleetError("fleet.rollout-spec", "Waves need a count ≥ 0 or a share between 0 and 1.")
+    if any(not s.count and not s.share for s in specs[:-1]):
+        raise FleetError("fleet.rollout-spec", "Every wave but the last needs a count or a share above 0.")
     order = sorted(devices, key=lambda d: hashlib.sha256(f"{seed}:{d}".encode()).digest())
     waves, at = [], 0
     for i, spec in enumerate(specs):
@@ -158,6 +167,7 @@ def step(
         return state, ()
     if state.wave < 0:
         return _open_wave(plan, state, 0, now)
+    state = _note_seen(plan, state, facts, now)
     statuses = device_statuses(plan, state, facts, now)
     state = msgspec.structs.replace(
         state, done=tuple(sorted({*state.done, *(d for d, s in statuses.items() if s == "done")}))
@@ -167,7 +177,7 @@ def step(
         return _pause(state, halt), ()
     gated = plan.wave_specs[state.wave].gate
     if gated and verdict is not None and verdict.outcome == "fail":
-        return _roll_back(plan, state, verdict.sentence)
+        return _roll_back(plan, state, verdict.sentence, now)
     return _close_wave(plan, state, statuses, verdict, now)
 
 
@@ -176,8 +186,8 @@ def device_statuses(
 ) -> dict[str, DeviceStatus]:
     """The status of every device that was assigned so far."""
     return {
-        d: _status(plan, facts.get(d), now, assigned_at=at, was_done=d in state.done)
-        for d, at in state.assigned_at.items()
+        d: _status(plan, facts.get(d), now, seen_at=state.seen_at.get(d), was_done=d in state.done)
+        for d in state.assigned_at
     }
 
 
@@ -205,15 +215,18 @@ def resume(plan: Plan, state: RolloutState, facts: Mapping[str, DeviceFact], now
     return msgspec.structs.replace(state, status="running", reason="", acknowledged=acknowledged, closed_at=closed), ()
 
 
-def abort(plan: Plan, state: RolloutState, *, revert: bool, reason: str) -> Result:
+def abort(plan: Plan, state: RolloutState, *, revert: bool, reason: str, now: float) -> Result:
     """End it: take the assigned devices back to the previous version, or leave them as they are.
+
+    One that is rolling back already can only be left as it is.
 
     Raises:
         FleetError: fleet.rollout-state.
     """
-    _require(state, "running", "paused")
     if revert:
-        return _roll_back(plan, state, reason)
+        _require(state, "running", "paused")
+        return _roll_back(plan, state, reason, now)
+    _require(state, "running", "paused", "rolling-back")
     return msgspec.structs.replace(state, status="aborted", reason=reason), ()
 
 
@@ -223,23 +236,32 @@ def _require(state: RolloutState, *allowed: Status) -> None:
         raise FleetError("fleet.rollout-state", message)
 
 
-def _status(plan: Plan, fact: DeviceFact | None, now: float, *, assigned_at: float, was_done: bool) -> DeviceStatus:
+def _online(plan: Plan, fact: DeviceFact | None, now: float) -> bool:
+    return fact is not None and now - fact.last_seen <= plan.rules.offline_after
+
+
+def _note_seen(plan: Plan, state: RolloutState, facts: Mapping[str, DeviceFact], now: float) -> RolloutState:
+    fresh = {d: now for d in state.assigned_at if d not in state.seen_at and _online(plan, facts.get(d), now)}
+    return msgspec.structs.replace(state, seen_at={**state.seen_at, **fresh}) if fresh else state
+
+
+def _status(plan: Plan, fact: DeviceFact | None, now: float, *, seen_at: float | None, was_done: bool) -> DeviceStatus:
     if fact is not None and fact.digest == plan.digest and fact.committed:
         return "done"
     if fact is not None and fact.failed:
         return "failed"
     if was_done and fact is not None and fact.digest != plan.digest:
         return "failed"
-    last_seen = fact.last_seen if fact is not None else 0.0
-    if now - last_seen > plan.rules.offline_after:
-        return "offline"
-    return "timed-out" if now - assigned_at > plan.rules.device_timeout else "pending"
+    if seen_at is None:
+        return "pending" if _online(plan, fact, now) else "offline"
+    return "timed-out" if now - seen_at > plan.rules.device_timeout else "pending"
 
 
 def _halt(plan: Plan, state: RolloutState, statuses: Mapping[str, DeviceStatus]) -> str:
     failed = [d for d, s in statuses.items() if s in ("failed", "timed-out") and d not in state.acknowledged]
     terminal = [d for d, s in statuses.items() if s in ("done", "failed", "timed-out")]
-    if len(terminal) >= plan.rules.min_sample and len(failed) > plan.rules.halt_share * len(statuses):
+    # Shares are compared as quotients: 0.29 × 100 is below 29 in floating point, 29 / 100 is not above 0.29.
+    if statuses and len(terminal) >= plan.rules.min_sample and len(failed) / len(statuses) > plan.rules.halt_share:
         return f"{len(failed)} of {len(statuses)} devices failed: {', '.join(sorted(failed)[:5])}."
     return ""
 
@@ -258,18 +280,23 @@ def _close_wave(
     if key not in state.closed_at:
         state = msgspec.structs.replace(state, closed_at={**state.closed_at, key: now})
     live = [
-        s for d, s in zip(plan.waves[state.wave], mine, strict=True) if s != "offline" and d not in state.acknowledged
+        s
+        for d, s in zip(plan.waves[state.wave], mine, strict=True)
+        if s == "done" or (s != "offline" and d not in state.acknowledged)
     ]
     done = live.count("done")
-    if live and done < plan.rules.success_share * len(live):
+    if live and done / len(live) < plan.rules.success_share:
         return _pause(state, f"Wave {state.wave + 1}: only {done} of {len(live)} devices succeeded."), ()
     last = state.wave == len(plan.waves) - 1
     if plan.wave_specs[state.wave].gate and not last:
         if not done:
-            # Nobody in this wave can give evidence; waiting for devices to come back is all there is.
-            return state, ()
+            verdict = Verdict(
+                outcome="inconclusive", sentence="no device of this wave runs it; none can give evidence."
+            )
         if verdict is None or verdict.outcome != "pass":
             return _hold(plan, state, verdict, now), ()
+    if last and not state.done:
+        return msgspec.structs.replace(state, reason="Waiting: no device has run it yet."), ()
     if last:
         return msgspec.structs.replace(state, status="completed", reason="Every live device runs it."), (Promote(),)
     return _open_wave(plan, state, state.wave + 1, now)
@@ -292,19 +319,23 @@ def _pause(state: RolloutState, reason: str) -> RolloutState:
     return msgspec.structs.replace(state, status="paused", reason=reason)
 
 
-def _roll_back(plan: Plan, state: RolloutState, reason: str) -> Result:
+def _roll_back(plan: Plan, state: RolloutState, reason: str, now: float) -> Result:
     devices = tuple(sorted(state.assigned_at))
     if not plan.previous_version or not devices:
         return msgspec.structs.replace(state, status="aborted", reason=reason), ()
-    return msgspec.structs.replace(state, status="rolling-back", reason=reason), (Revert(devices),)
+    state = msgspec.structs.replace(state, status="rolling-back", reason=reason, reverting_since=now)
+    return state, (Revert(devices),)
 
 
 def _finish_rollback(plan: Plan, state: RolloutState, facts: Mapping[str, DeviceFact], now: float) -> Result:
-    def settled(device: str) -> bool:
+    def still_runs(device: str) -> bool:
         fact = facts.get(device)
-        offline = fact is None or now - fact.last_seen > plan.rules.offline_after
-        return offline or (fact is not None and fact.digest != plan.digest)
+        return fact is not None and fact.digest == plan.digest and _online(plan, fact, now)
 
-    if all(settled(d) for d in state.assigned_at):
+    left = sorted(d for d in state.assigned_at if still_runs(d))
+    if not left:
         return msgspec.structs.replace(state, status="rolled-back"), ()
+    if now - state.reverting_since > plan.rules.device_timeout:
+        reason = f"{state.reason} Not all went back in time; it still runs on {', '.join(left[:5])}."
+        return msgspec.structs.replace(state, status="aborted", reason=reason), ()
     return state, ()

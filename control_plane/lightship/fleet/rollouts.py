@@ -28,7 +28,7 @@ from lightship.monitoring.watch import BundleOf
 from lightship.registry import versions
 from lightship.release.keys import KeyFolder
 from lightship.storage import audit
-from lightship.storage.models import AssignmentRow, Device, Exposure, RolloutRow, UpdateStep, WindowRow
+from lightship.storage.models import AssignmentRow, Device, DeviceEpoch, Exposure, RolloutRow, UpdateStep, WindowRow
 from lightship_agent.contract.codes import FleetError, RegistryError
 
 from . import director
@@ -61,9 +61,10 @@ def make_plan(
     selector: Selector,
     waves: tuple[r.WaveSpec, ...],
     rules: r.Rules,
-    rollout: str,
 ) -> r.Plan:
     """The plan a rollout would have now; canaries are taken from devices that are well and were seen lately.
+
+    The deal is by the version's name, so that what is planned is what is started, and each version has its own canary.
 
     Raises:
         RegistryError: registry.unknown-version, registry.state.
@@ -77,7 +78,7 @@ def make_plan(
     now = audit.now_ms()
     fit = [d.id for d in devices if not d.quarantined and now - d.last_seen < rules.offline_after * 1_000]
     rest = [d.id for d in devices if d.id not in fit]
-    dealt = r.make_waves(fit or rest, waves, seed=rollout)
+    dealt = r.make_waves(fit or rest, waves, seed=f"{model}@{version}")
     if fit and rest:
         dealt = (*dealt[:-1], (*dealt[-1], *rest)) if len(dealt) > 1 or len(waves) == 1 else (*dealt, tuple(rest))
     champion = versions.aliased(session, model, "champion")
@@ -182,7 +183,7 @@ def intervene(session: Session, rollout: str, what: str, *, actor: str, reason: 
     elif what == "resume":
         result = r.resume(plan, state, facts(session, rollout, plan), now)
     else:
-        result = r.abort(plan, state, revert=revert, reason=reason or "Aborted by hand.")
+        result = r.abort(plan, state, revert=revert, reason=reason or "Aborted by hand.", now=now)
     # The actions of an abort are carried out by the reconciler, which assigns; it finds them by the state.
     _store(row, result[0])
     audit.append(session, actor=actor, verb=f"rollout.{what}", subject=rollout, detail={"reason": reason})
@@ -191,7 +192,7 @@ def intervene(session: Session, rollout: str, what: str, *, actor: str, reason: 
 
 def advance(session: Session, row: RolloutRow, keys: KeyFolder, bundle_of: BundleOf) -> tuple[str, ...]:
     """One step of a rollout: judge, decide, assign; the devices to poke after commit."""
-    plan, state, now = plan_of(row), state_of(row), audit.now_ms() / 1_000
+    plan, state, now = _with_a_way_back(session, plan_of(row)), state_of(row), audit.now_ms() / 1_000
     known = facts(session, row.id, plan)
     verdict = _gate(session, row, plan, state, bundle_of)
     after, actions = r.step(plan, state, known, verdict, now)
@@ -205,6 +206,14 @@ def advance(session: Session, row: RolloutRow, keys: KeyFolder, bundle_of: Bundl
         poked.extend(_carry_out(session, row, plan, action, keys))
     poked.extend(_revert_stragglers(session, row, plan, after, keys))
     return tuple(poked)
+
+
+def _with_a_way_back(session: Session, plan: r.Plan) -> r.Plan:
+    """The plan as it can be carried out: a version that was revoked meanwhile can't be gone back to."""
+    if not plan.previous_version:
+        return plan
+    previous = versions.get(session, plan.model, plan.previous_version)
+    return plan if previous.state == "released" else msgspec.structs.replace(plan, previous_version=0)
 
 
 def facts(session: Session, rollout: str, plan: r.Plan) -> dict[str, r.DeviceFact]:
@@ -224,8 +233,11 @@ def facts(session: Session, rollout: str, plan: r.Plan) -> dict[str, r.DeviceFac
 
 
 def _failed_devices(session: Session, rollout: str) -> set[str]:
+    """Devices whose last step of this rollout is a failure; order comes from sequence numbers, never from clocks."""
+    same_epoch = (DeviceEpoch.device == UpdateStep.device) & (DeviceEpoch.epoch == UpdateStep.epoch)
+    query = select(UpdateStep).outerjoin(DeviceEpoch, same_epoch).where(UpdateStep.rollout == rollout)
     newest: dict[str, UpdateStep] = {}
-    for step in session.scalars(select(UpdateStep).where(UpdateStep.rollout == rollout).order_by(UpdateStep.at)):
+    for step in session.scalars(query.order_by(DeviceEpoch.updated_at, UpdateStep.s)):
         newest[step.device] = step
     return {d for d, s in newest.items() if s.state in ("failed", "refused")}
 
@@ -337,7 +349,7 @@ def _revert_stragglers(
     session: Session, row: RolloutRow, plan: r.Plan, state: r.RolloutState, keys: KeyFolder
 ) -> tuple[str, ...]:
     """After an abort by hand: assign the previous version to devices still told to run this one."""
-    if state.status != "rolling-back":
+    if state.status != "rolling-back" or not plan.previous_version:
         return ()
     query = select(AssignmentRow.device).where(
         AssignmentRow.device.in_(list(state.assigned_at)), AssignmentRow.rollout == row.id
@@ -362,11 +374,11 @@ def default_assignments(session: Session, keys: KeyFolder) -> tuple[str, ...]:
     finished = select(RolloutRow).where(RolloutRow.status == "completed").order_by(RolloutRow.updated_at.desc())
     for row in session.scalars(finished):
         champion = versions.aliased(session, row.model, "champion")
+        target = versions.get(session, row.model, champion) if champion is not None else None
+        if target is None or target.state != "released":
+            continue
         selected = {d.id for d in select_devices(session, msgspec.convert(row.selector, Selector))}
         for device in sorted((selected & newcomers) - under_way):
-            if champion is None:
-                continue
-            target = versions.get(session, row.model, champion)
             director.assign(session, keys, device=device, version=target, rollout=row.id, actor=ACTOR)
             newcomers.discard(device)
             poked.append(device)

@@ -179,7 +179,6 @@ def _train_and_roll_out(home: Home, proposal: RetrainProposal, actor: str) -> di
             selector=selector,
             waves=specs,
             rules=plan.rules,
-            rollout=new_id,
         )
         rollouts.create(session, again, selector=selector, rollout=new_id, actor=actor, reason=f"retrain {proposal.id}")
     return {"status": "released", "run_id": trained.run_id, "version": released.version, "rollout": new_id}

@@ -1,7 +1,7 @@
 """Registry: releasing and revoking a version, in an order that a crash can't spoil.
 
 Rules: the signed repository is written first and the database after it; publishing the same bytes again is no
-change, so a release that was cut in between is finished by repeating it.
+change, and neither is de-listing what is not listed, so what was cut in between is finished by repeating it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ def release(home: Home, reference: str, *, actor: str) -> ModelVersion:
     home.releases.publish(row.path, home.artifacts.get(row.digest))
     with home.database.write() as session:
         stored = versions.get(session, row.model, row.version)
+        if stored.state == "revoked":
+            # Somebody revoked it while we published: the last word is theirs.
+            home.releases.revoke(row.path)
+            next_state("revoked", "release")
         if stored.state != state:
             stored.state, stored.released_at = state, audit.now_ms()
             detail = {"digest": stored.digest, "path": stored.path}
@@ -44,12 +48,13 @@ def revoke(home: Home, reference: str, *, actor: str, reason: str) -> ModelVersi
 
     Raises:
         RegistryError: registry.unknown-version, registry.state.
-        ReleaseError: release.unknown, release.keys.
+        ReleaseError: release.keys.
     """
     with home.database.read() as session:
         row = versions.resolve(session, reference)
         state = next_state(cast("State", row.state), "revoke")
-    home.releases.revoke(row.path)
+    if row.path in {r.path for r in home.releases.released()}:
+        home.releases.revoke(row.path)
     with home.database.write() as session:
         stored = versions.get(session, row.model, row.version)
         stored.state = state

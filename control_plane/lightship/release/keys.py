@@ -52,6 +52,10 @@ class KeyFolder:
         except OSError as e:
             raise storage_error(e, self._folder) from e
 
+    def has(self, role: str) -> bool:
+        """Whether the key of `role` is kept here."""
+        return (self._folder / f"{role}.pem").exists()
+
     def signer(self, role: str) -> CryptoSigner:
         """The signer of `role`.
 

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar
 
+from securesystemslib.exceptions import StorageError as UnreadableFileError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -32,6 +33,7 @@ from tuf.api.metadata import (
     Targets,
     Timestamp,
 )
+from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from lightship_agent.contract.assignment import DIRECTOR
@@ -143,9 +145,16 @@ class ReleaseRepository:
         return [self._released(p, releases) for p in sorted(releases.targets) if not p.endswith(TRANSPORT_SUFFIX)]
 
     def renew(self, now: datetime) -> list[str]:
-        """Re-sign every online role (and releases) that is past half of its life; the roles re-signed."""
+        """Re-sign every online role (and releases, where its key is here) past half of its life; the roles re-signed.
+
+        Raises:
+            ReleaseError: release.keys when an online key is missing; release.unknown.
+            StorageError: storage.full, storage.unwritable; what was in force stays so.
+        """
         with self._lock():
-            due = [role for role in _ONLINE if self._past_half(role, now)]
+            # The releases key may be kept elsewhere: what is signed here must not lapse because of that.
+            here = [role for role in _ONLINE if role != RELEASES or self._keys.has(RELEASES)]
+            due = [role for role in here if self._past_half(role, now)]
             if RELEASES in due:
                 self._commit(self._load(RELEASES, Targets))
             elif "snapshot" in due:
@@ -202,8 +211,9 @@ class ReleaseRepository:
         """The version in force: timestamp names the snapshot, the snapshot names the rest."""
         try:
             return Metadata[_T].from_file(str(self.metadata / self._name(role)))
-        except (OSError, ValueError) as e:
-            raise ReleaseError("release.unknown", f"No readable {role} metadata: {e}.") from e
+        except (OSError, ValueError, KeyError, UnreadableFileError, DeserializationError) as e:
+            message = f"No readable {role} metadata: {e}."
+            raise ReleaseError("release.unknown", message, remedy="Restore <home>/tuf from your backup.") from e
 
     def _name(self, role: str) -> str:
         if role == "timestamp":
