@@ -10,15 +10,16 @@ import json
 from typing import Final
 
 from securesystemslib.dsse import Envelope
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lightship.release.keys import KeyFolder
 from lightship.storage import audit
-from lightship.storage.models import AssignmentRow, ModelVersion
+from lightship.storage.models import AssignmentRow, Device, ModelVersion
 from lightship_agent.contract.assignment import PAYLOAD_TYPE, Assignment, assignment_bytes
 from lightship_agent.contract.codes import RegistryError
 
-#: Long enough for a device that sleeps over the holidays; re-issued whenever something changes.
+#: Long enough for a device that sleeps over the holidays; re-issued at half of it, and whenever something changes.
 LIFE_SECONDS: Final = 90 * 86_400
 
 
@@ -55,6 +56,23 @@ def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVers
     detail = {"model": version.model, "version": version.version, "seq": payload.seq, "rollout": rollout}
     audit.append(session, actor=actor, verb="device.assign", subject=device, detail=detail)
     return payload.seq
+
+
+def renew(session: Session, keys: KeyFolder, *, actor: str, most: int = 100) -> tuple[str, ...]:
+    """Sign anew what is past half of its life, so that whoever comes back late finds one that is valid; the devices.
+
+    Raises:
+        ReleaseError: release.keys.
+    """
+    of_device = AssignmentRow.device == Device.id
+    of_version = (AssignmentRow.model == ModelVersion.model) & (AssignmentRow.version == ModelVersion.version)
+    due = audit.now_ms() + LIFE_SECONDS * 1_000 // 2
+    query = select(AssignmentRow, ModelVersion).join(Device, of_device).join(ModelVersion, of_version)
+    query = query.where(Device.state == "active", ModelVersion.state == "released", AssignmentRow.expires_at < due)
+    found = session.execute(query.order_by(AssignmentRow.expires_at).limit(most)).all()
+    for row, version in found:
+        assign(session, keys, device=row.device, version=version, rollout=row.rollout, actor=actor)
+    return tuple(row.device for row, _ in found)
 
 
 def sign(keys: KeyFolder, assignment: Assignment) -> bytes:

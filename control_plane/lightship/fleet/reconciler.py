@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from sqlalchemy import select
@@ -27,10 +28,11 @@ from lightship.storage.audit import now_ms
 from lightship.storage.models import Device
 from lightship_agent.contract.codes import LightshipError
 
-from . import lease, rollouts
+from . import director, lease, rollouts
 
 log = logging.getLogger(__name__)
 RENEW_SECONDS: Final = 600.0
+LEASE: Final = "reconciler"
 Poke = Callable[[tuple[str, ...]], None]
 
 
@@ -60,6 +62,7 @@ class Reconciler:
         self._retrain = RetrainRunner(home, settings)
         self._stop = threading.Event()
         self._renewed = 0.0
+        self._epoch: int | None = None
         self.ticks = 0
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
@@ -73,36 +76,47 @@ class Reconciler:
         self._thread.join(timeout=15)
         self._retrain.stop()
         with self._home.database.write() as session:
-            lease.release(session, "reconciler", self._holder)
+            lease.release(session, LEASE, self._holder)
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            try:
-                self.tick()
-            except LightshipError as e:
-                log.warning("reconciler: %s: %s", e.code, e)
-            except Exception:  # whatever one tick met, the next one must come
-                log.exception("reconciler: tick failed")
+            self._guarded("reconciler", self.tick)
             self._stop.wait(self._settings.reconcile_seconds)
 
     def tick(self) -> bool:
         """Do everything once; False while another replica holds the lease."""
-        with self._home.database.write() as session:
-            if lease.acquire(session, "reconciler", self._holder, now_ms()) is None:
+        if not self._ours():
+            return False
+        steps = (self._renew_metadata, self._watch_models, self._advance_rollouts, self._assign, self._run_retrain)
+        for step in steps:
+            self._guarded(step.__name__.strip("_"), step)
+            # What took longer than the lease may be another's work by now.
+            if not self._ours():
                 return False
-        self._renew_metadata()
-        self._watch_models()
-        self._advance_rollouts()
-        if self._settings.retrain == "auto":
-            self._retrain.tick()
         self.ticks += 1
         return True
 
+    def _ours(self) -> bool:
+        """Take or renew the lease; False when another replica has it, or had it in between."""
+        with self._home.database.write() as session:
+            epoch = lease.acquire(session, LEASE, self._holder, now_ms())
+        before, self._epoch = self._epoch, epoch
+        return epoch is not None and before in (None, epoch)
+
+    def _guarded(self, what: str, step: Callable[[], object]) -> None:
+        """What one step, one model or one rollout meets does not stop the others."""
+        try:
+            step()
+        except LightshipError as e:
+            log.warning("%s: %s: %s", what, e.code, e)
+        except Exception:  # whatever it is, the rest must be done
+            log.exception("%s failed", what)
+
     def _renew_metadata(self) -> None:
-        if time.monotonic() - self._renewed < RENEW_SECONDS and self._renewed:
+        if self._renewed and time.monotonic() - self._renewed < RENEW_SECONDS:
             return
-        renewed = self._home.releases.renew(datetime.now(UTC))
         self._renewed = time.monotonic()
+        renewed = self._home.releases.renew(datetime.now(UTC))
         if renewed:
             log.info("release metadata re-signed: %s", ", ".join(renewed))
 
@@ -110,20 +124,26 @@ class Reconciler:
         with self._home.database.read() as session:
             models = list(session.scalars(select(Device.running_model).where(Device.running_model != "").distinct()))
         for model in models:
-            watch_model(self._home.database, self._watch, model)
+            self._guarded(f"monitoring of {model}", partial(watch_model, self._home.database, self._watch, model))
 
     def _advance_rollouts(self) -> None:
         with self._home.database.read() as session:
             ids = [row.id for row in rollouts.active(session)]
         for rollout in ids:
-            try:
-                with self._home.database.write() as session:
-                    row = rollouts.get(session, rollout)
-                    poked = rollouts.advance(session, row, self._home.keys, self._bundles)
-            except LightshipError as e:
-                log.warning("rollout %s: %s: %s", rollout, e.code, e)
-                continue
-            self._poke(poked)
+            self._guarded(f"rollout {rollout}", partial(self._advance, rollout))
+
+    def _advance(self, rollout: str) -> None:
+        with self._home.database.write() as session:
+            row = rollouts.get(session, rollout)
+            poked = rollouts.advance(session, row, self._home.keys, self._bundles)
+        self._poke(poked)
+
+    def _assign(self) -> None:
         with self._home.database.write() as session:
             newcomers = rollouts.default_assignments(session, self._home.keys)
+            director.renew(session, self._home.keys, actor=rollouts.ACTOR)
         self._poke(newcomers)
+
+    def _run_retrain(self) -> None:
+        if self._settings.retrain == "auto":
+            self._retrain.tick()
