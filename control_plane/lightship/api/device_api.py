@@ -27,7 +27,7 @@ from lightship.home import Home
 from lightship.monitoring import ingest
 from lightship.storage.audit import now_ms
 from lightship.storage.models import AssignmentRow, Device
-from lightship_agent.contract.codes import EnrolError, LightshipError
+from lightship_agent.contract.codes import EnrolError, LightshipError, StorageError, WireError
 from lightship_agent.contract.device_api import (
     ACKED_HEADER,
     EnrolReply,
@@ -174,7 +174,9 @@ def _answering(handler: Handler) -> Handler:
             return await handler(request)
         except LightshipError as e:
             log.info("%s %s: %s", request.method, request.url.path, e.code)
-            return JSONResponse({"error": str(e), "code": e.code}, status_code=_STATUS.get(e.code, 400))
+            # What our disk can't do now is not the device's fault: it shall come again.
+            status = 503 if isinstance(e, StorageError) else _STATUS.get(e.code, 400)
+            return JSONResponse({"error": str(e), "code": e.code}, status_code=status)
 
     return answer
 
@@ -184,7 +186,7 @@ async def _body(request: Request, limit: int) -> bytes:
     async for chunk in request.stream():
         data += chunk
         if len(data) > limit:
-            raise EnrolError("enrol.request", f"Expected at most {limit} bytes.")
+            raise WireError("wire.too-large", f"Expected at most {limit} bytes.")
     return bytes(data)
 
 
@@ -195,7 +197,14 @@ async def _json_body(request: Request, kind: type[_T]) -> _T:
         raise EnrolError("enrol.request", f"Expected a JSON {kind.__name__}: {e}.") from e
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # e.g. a name longer than the file system knows
+        return False
+
+
 def _file(path: Path, allowed: bool, media_type: str) -> Response:
-    if not allowed or path.name.startswith(".") or not path.is_file():
+    if not allowed or path.name.startswith(".") or not _is_file(path):
         return JSONResponse({"error": "No such file.", "code": "release.unknown"}, status_code=404)
     return FileResponse(path, media_type=media_type)

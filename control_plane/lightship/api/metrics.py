@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from sqlalchemy import func, select
+from sqlalchemy import Float, cast, func, select
 
 from lightship.home import Home
 from lightship.storage.audit import now_ms
@@ -90,13 +90,12 @@ def _telemetry(home: Home, gauges: dict[str, Gauge]) -> None:
             select(
                 WindowRow.model,
                 WindowRow.version,
-                func.sum(WindowRow.rows),
-                func.sum(WindowRow.labelled),
-                func.sum(WindowRow.errors),
+                # As floats: the sum of what devices claim may be more than an integer column holds.
+                *(func.sum(cast(c, Float)) for c in (WindowRow.rows, WindowRow.labelled, WindowRow.errors)),
             ).group_by(WindowRow.model, WindowRow.version)
         ).all()
         dead = session.scalar(select(func.count()).select_from(DeadLetter)) or 0
-        lost = session.scalar(select(func.coalesce(func.sum(DeviceEpoch.lost), 0))) or 0
+        lost = session.scalar(select(func.coalesce(func.sum(cast(DeviceEpoch.lost, Float)), 0))) or 0
         events = session.scalar(select(func.count()).select_from(AuditEvent)) or 0
     for model, version, rows, labelled, errors in sums:
         gauges["lightship_rows_served"].labels(model, str(version)).set(rows)

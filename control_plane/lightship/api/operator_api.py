@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 
@@ -17,7 +17,7 @@ from lightship import __version__
 from lightship.fleet import rollouts
 from lightship.home import Home
 from lightship.storage.models import Device
-from lightship_agent.contract.codes import AccessError, FleetError, LightshipError
+from lightship_agent.contract.codes import AccessError, FleetError, LightshipError, StorageError
 
 from . import metrics, views
 
@@ -92,10 +92,10 @@ def _add_reads(app: FastAPI, home: Home) -> None:
             return rollouts.view(session, rollouts.get(session, rollout))
 
     @app.get("/api/v1/audit")
-    def audit(limit: int = 200) -> list[dict[str, Any]]:
+    def audit(limit: Annotated[int, Query(ge=1, le=1_000)] = 200) -> list[dict[str, Any]]:
         """The newest audit events."""
         with home.database.read() as session:
-            return views.audit_events(session, min(limit, 1_000))
+            return views.audit_events(session, limit)
 
     @app.get("/healthz")
     def healthz() -> PlainTextResponse:
@@ -123,4 +123,5 @@ def _guard(home: Home) -> Any:
 
 async def _refuse(_request: Request, error: Exception) -> Response:
     assert isinstance(error, LightshipError)
-    return JSONResponse({"error": str(error), "code": error.code}, status_code=_STATUS.get(error.code, 409))
+    status = 503 if isinstance(error, StorageError) else _STATUS.get(error.code, 409)
+    return JSONResponse({"error": str(error), "code": error.code}, status_code=status)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Float, cast, func, select
 from sqlalchemy.orm import Session
 
 from lightship.fleet import rollouts
@@ -72,7 +72,9 @@ def device_detail(session: Session, row: Device, steps: int = 20) -> Json:
         select(UpdateStep).where(UpdateStep.device == row.id).order_by(UpdateStep.at.desc()).limit(steps)
     )
     spans = session.scalars(select(Exposure).where(Exposure.device == row.id).order_by(Exposure.began_at))
-    lost = session.scalar(select(func.coalesce(func.sum(DeviceEpoch.lost), 0)).where(DeviceEpoch.device == row.id))
+    lost = session.scalar(
+        select(func.coalesce(func.sum(cast(DeviceEpoch.lost, Float)), 0)).where(DeviceEpoch.device == row.id)
+    )
     return {
         **device(row),
         "verdict": row.verdict.get("verdict"),
@@ -218,12 +220,13 @@ def proposals(session: Session, limit: int = 50) -> list[Json]:
 
 
 def window_series(session: Session, model: str, device_id: str = "", limit: int = 20_000) -> dict[str, list[Json]]:
-    """Per device: its windows in order of time, with drift and, where labels came, accuracy."""
+    """Per device: its newest windows in order of time, with drift and, where labels came, accuracy."""
     query = select(WindowRow).where(WindowRow.model == model)
     if device_id:
         query = query.where(WindowRow.device == device_id)
     out: dict[str, list[Json]] = {}
-    for w in session.scalars(query.order_by(WindowRow.closed_at, WindowRow.w).limit(limit)):
+    newest = list(session.scalars(query.order_by(WindowRow.closed_at.desc(), WindowRow.w.desc()).limit(limit)))
+    for w in reversed(newest):
         accuracy = 1 - w.errors / w.labelled if w.labelled else None
         out.setdefault(w.device, []).append(
             {

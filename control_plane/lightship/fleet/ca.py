@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -155,7 +155,7 @@ def check_request(csr_pem: str, device: str) -> ec.EllipticCurvePublicKey:
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         key = request.public_key()
         possessed = request.is_signature_valid
-    except (ValueError, InvalidSignature, InvalidNameError, UnicodeEncodeError) as e:
+    except (ValueError, TypeError, InvalidSignature, InvalidNameError, UnsupportedAlgorithm, x509.InvalidVersion) as e:
         raise EnrolError("enrol.request", f"Not an acceptable certificate request: {e}.") from e
     if [n.value for n in names] != [device]:
         raise EnrolError("enrol.request", f"The request's common name is not {device!r}.")

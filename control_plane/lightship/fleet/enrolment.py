@@ -3,6 +3,7 @@
 Rules:
 * of a token's secret only the hash is stored; a token is consumed and its device created in one transaction;
 * the same request again within ten minutes (same token, same key) gets a certificate again, because answers get lost;
+* a revoked id can be enrolled again only with a token that the operator bound to it;
 * a certificate is never enough: the device's state in the database is looked up on every request.
 """
 
@@ -78,18 +79,26 @@ def enrol(
     found = session.get(Device, device)
     row = _valid_token(session, token, device)
     now = audit.now_ms()
-    if found is not None:
-        retry = found.spki == issued.spki and now - found.enrolled_at < RETRY_MS and found.state == "active"
-        if not retry:
+    if found is not None and found.state == "active":
+        if found.spki != issued.spki or now - found.enrolled_at > RETRY_MS:
             raise EnrolError(
-                "enrol.taken", f"{device!r} is already enrolled.", remedy="Choose another id, or revoke it."
+                "enrol.taken", f"{device!r} is already enrolled.", remedy="Choose another id, or revoke it first."
             )
         return found, issued
+    if found is not None and row.device != device:
+        remedy = (
+            f"Choose another id, or ask for a token that is bound to it: `lightship device token --device {device}`."
+        )
+        raise EnrolError("enrol.taken", f"{device!r} was revoked.", remedy=remedy)
     if row.uses_left < 1:
         raise EnrolError(
             "enrol.token", "The join token is used up.", remedy="Ask for one with `lightship device token`."
         )
     row.uses_left -= 1
+    if found is not None:
+        # A device that was wiped or replaced begins anew; its history is kept in the other tables.
+        session.delete(found)
+        session.flush()
     enrolled = Device(
         id=device,
         tenant=tenant,

@@ -10,11 +10,14 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import secrets
 
 import msgspec
 import numpy as np
 from sqlalchemy import select
+from sqlalchemy.exc import DataError as DbDataError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from lightship.storage.models import (
@@ -58,12 +61,18 @@ def receive(session: Session, device_id: str, kind: str, payload: bytes, now: in
     if device is None or device.state != "active":
         return _bury(session, f"{device_id}/{kind}", payload, now, WireError("wire.malformed", "Not an active device."))
     try:
-        if kind == "state":
-            _store_state(device, decode(payload, State, max_bytes=1_024))
-        else:
-            store_envelope(session, device, unpack(payload, Envelope), now)
+        # All of a message or nothing, and never the end of the batch it came with.
+        with session.begin_nested():
+            if kind == "state":
+                _store_state(device, decode(payload, State, max_bytes=1_024))
+            else:
+                store_envelope(session, device, unpack(payload, Envelope), now)
     except WireError as e:
         return _bury(session, f"{device_id}/{kind}", payload, now, e)
+    except (ArithmeticError, ValueError, IntegrityError, DbDataError) as e:
+        # Well-formed, and yet more than a column can hold.
+        error = WireError("wire.malformed", f"The message can't be stored: {type(e).__name__}: {str(e)[:300]}")
+        return _bury(session, f"{device_id}/{kind}", payload, now, error)
     return ""
 
 
@@ -71,7 +80,7 @@ def store_envelope(session: Session, device: Device, envelope: Envelope, now: in
     """Store an envelope's records in order, each once; the next sequence number wanted."""
     cursor = session.get(DeviceEpoch, (device.id, envelope.e))
     if cursor is None:
-        cursor = DeviceEpoch(device=device.id, epoch=envelope.e, next_seq=max(1, envelope.lo), lost=0, updated_at=now)
+        cursor = DeviceEpoch(device=device.id, epoch=envelope.e, next_seq=1, lost=0, updated_at=now)
         session.add(cursor)
     if envelope.lo > cursor.next_seq:
         # The device's ring was full and dropped these: nobody can bring them back.
@@ -118,14 +127,18 @@ def _store_state(device: Device, state: State) -> None:
 
 
 def _store_heartbeat(session: Session, device: Device, beat: Heartbeat) -> None:
-    device.running = [msgspec.to_builtins(r) for r in beat.running]
+    # Not a number is not JSON: a device whose reading failed must not break the pages of all.
+    latencies = [r.latency_ms if math.isfinite(r.latency_ms) else 0.0 for r in beat.running]
+    device.running = [
+        {**msgspec.to_builtins(r), "latency_ms": ms} for r, ms in zip(beat.running, latencies, strict=True)
+    ]
     first = beat.running[0] if beat.running else None
     device.running_model = first.model if first else ""
     device.running_version = first.version if first else 0
     device.running_digest = first.digest if first else ""
     device.phase, device.assignment_seq = beat.update_state, beat.assignment_seq
     device.agent, device.onnxruntime, device.machine = beat.agent, beat.onnxruntime, beat.machine
-    device.health, device.degraded = dict(beat.health), list(beat.degraded)
+    device.health, device.degraded = {k: v for k, v in beat.health.items() if math.isfinite(v)}, list(beat.degraded)
     _store_exposures(session, device.id, beat.running, beat.t)
 
 

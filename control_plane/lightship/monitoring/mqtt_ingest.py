@@ -21,12 +21,12 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from sqlalchemy.exc import SQLAlchemyError
 
 from lightship.fleet.broker import BrokerInfo
 from lightship.storage.audit import now_ms
 from lightship.storage.database import Database
 from lightship_agent.contract import topics
+from lightship_agent.contract.codes import LightshipError
 from lightship_agent.contract.messages import Command
 from lightship_agent.contract.wire import encode
 
@@ -91,8 +91,11 @@ class IngestWorker:
             try:
                 self._session()
                 attempt = 0
-            except (OSError, ValueError, SQLAlchemyError) as e:
+            except (OSError, LightshipError) as e:
                 log.warning("ingest: %s: %s", type(e).__name__, e)
+                attempt += 1
+            except Exception:  # whatever one batch met, reports must go on being stored
+                log.exception("ingest: the session failed")
                 attempt += 1
             self.connected.clear()
             self._stop.wait(random.uniform(0.1, min(60.0, 0.5 * 2**attempt)))

@@ -26,9 +26,11 @@ from lightship.settings import Settings
 from lightship.storage import audit
 from lightship.storage.models import FeedbackRow, ModelVersion, RetrainProposal, RolloutRow, Run
 from lightship_agent.contract.codes import DataError, FleetError, LightshipError, RegistryError
+from lightship_agent.contract.schema import FeatureSchema
 
 log = logging.getLogger(__name__)
 ACTOR = "lightship:retrain"
+LOST_AFTER_MS = 6 * 3_600_000
 _ROLLOUT_OVER = ("completed", "rolled-back", "aborted")
 
 
@@ -49,6 +51,7 @@ class RetrainRunner:
                 return
             self._collect()
         with self._home.database.write() as session:
+            _give_up_lost(session, audit.now_ms())
             proposal = _ready(session, self._settings.retrain_min_rows)
             if proposal is None:
                 return
@@ -63,19 +66,28 @@ class RetrainRunner:
 
     def stop(self) -> None:
         """End the process under way; its proposal goes back to be run again."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None:
+            return
+        stopped = self._process.poll() is None
+        if stopped:
             self._process.terminate()
-            self._process.wait(timeout=10)
-        if self._process is not None:
-            self._collect()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._collect(stopped=stopped)
 
-    def _collect(self) -> None:
+    def _collect(self, *, stopped: bool = False) -> None:
         assert self._process is not None
         status, self._process = self._process.returncode, None
         with self._home.database.write() as session:
             proposal = session.get(RetrainProposal, self._proposal)
-            if proposal is not None and proposal.status == "running":
-                proposal.status = "failed"
+            if proposal is None or proposal.status != "running":
+                return
+            proposal.updated_at = audit.now_ms()
+            proposal.status = "proposed" if stopped else "failed"
+            if not stopped:
                 proposal.detail = f"The retrain process ended with status {status}; see retrain.log."
 
 
@@ -91,7 +103,7 @@ def run_proposal(home: Home, proposal_id: str, *, actor: str = ACTOR) -> Retrain
         if proposal is None or proposal.status not in ("proposed", "running"):
             found = proposal.status if proposal is not None else "unknown"
             raise RegistryError("registry.state", f"Proposal {proposal_id!r} is {found}; expected one that is open.")
-        proposal.status = "running"
+        proposal.status, proposal.updated_at = "running", audit.now_ms()
     try:
         result = _train_and_roll_out(home, proposal, actor)
     except LightshipError as e:
@@ -120,7 +132,7 @@ def feedback_dataset(home: Home, model: str, excluded: list[str], since: int) ->
         rows = [r for r in session.scalars(query.order_by(FeedbackRow.id)) if r.device not in excluded]
     old = home.datasets.get(run.dataset_digest)
     index = {label: i for i, label in enumerate(old.labels)}
-    known = [r for r in rows if r.y in index and len(r.x) == 4 * old.schema.width]
+    known = [r for r in rows if r.y in index and _fits(old.schema, r.x)]
     if not known:
         raise DataError("data.empty", f"No labelled feedback for {model} since version {champion.version}.")
     x = np.stack([np.frombuffer(r.x, dtype="<f4") for r in known]).astype(np.float32)
@@ -137,6 +149,17 @@ def feedback_dataset(home: Home, model: str, excluded: list[str], since: int) ->
     )
     merged = concat(old, fresh, old.name)
     return old, merged, merged.rows - sum(r.at > since for r in known)
+
+
+def _fits(schema: FeatureSchema, row: bytes) -> bool:
+    """Whether a shared row is one the schema takes: one that is not must not spoil the others."""
+    if len(row) != 4 * schema.width:
+        return False
+    try:
+        schema.check_rows(np.frombuffer(row, dtype="<f4").reshape(1, -1))
+    except DataError:
+        return False
+    return True
 
 
 def _train_and_roll_out(home: Home, proposal: RetrainProposal, actor: str) -> dict[str, Any]:
@@ -184,6 +207,17 @@ def _train_and_roll_out(home: Home, proposal: RetrainProposal, actor: str) -> di
     return {"status": "released", "run_id": trained.run_id, "version": released.version, "rollout": new_id}
 
 
+def _give_up_lost(session: Session, now: int) -> None:
+    """A proposal whose process went down with its machine would stand in the way of every later one."""
+    lost = select(RetrainProposal).where(
+        RetrainProposal.status == "running", RetrainProposal.updated_at < now - LOST_AFTER_MS
+    )
+    for proposal in session.scalars(lost):
+        proposal.status, proposal.updated_at = "failed", now
+        proposal.detail = "Nothing was heard of the retrain process."
+        audit.append(session, actor=ACTOR, verb="retrain.failed", subject=proposal.id, detail={"lost": True})
+
+
 def _ready(session: Session, min_rows: int) -> RetrainProposal | None:
     query = select(RetrainProposal).where(RetrainProposal.status == "proposed").order_by(RetrainProposal.created_at)
     for proposal in session.scalars(query):
@@ -192,7 +226,10 @@ def _ready(session: Session, min_rows: int) -> RetrainProposal | None:
         )
         if session.scalars(under_way).first() is not None:
             continue
-        _, champion = _champion(session, proposal.model)
+        try:
+            _, champion = _champion(session, proposal.model)
+        except RegistryError:
+            continue  # nothing to learn from; another model's proposal may be ready
         have = session.scalar(
             select(func.count(FeedbackRow.id)).where(
                 FeedbackRow.model == proposal.model,

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from lightship.storage import audit
 from lightship.storage.database import Database
 from lightship.storage.models import Alarm, Device, PolicyRow, RetrainProposal, WindowRow
 from lightship_agent.contract.bundle import Bundle
+from lightship_agent.contract.codes import LightshipError
 from lightship_agent.contract.messages import Counts
 from lightship_agent.contract.profile import WindowCounts, empty_counts
 from lightship_agent.contract.wire import decode
@@ -31,6 +33,7 @@ from . import policy as p
 from .drift import DriftSettings, Verdict, judge_stream, shift_table
 from .fleet import judge_fleet
 
+log = logging.getLogger(__name__)
 ACTOR = "lightship:monitoring"
 BundleOf = Callable[[str], Bundle]
 
@@ -71,9 +74,18 @@ def watch_model(database: Database, watch: Watch, model: str) -> int:
 def _judge(session: Session, watch: Watch, model: str) -> list[list[Judged]]:
     """Verdicts round by round: the first unjudged window of every device, then the second …"""
     devices = session.scalars(select(Device).where(Device.running_model == model, Device.state == "active"))
-    queues = [list(_unjudged(session, watch, d)) for d in devices]
+    queues = [_queue(session, watch, d) for d in devices]
     longest = max((len(q) for q in queues), default=0)
     return [[q[i] for q in queues if i < len(q)] for i in range(longest)]
+
+
+def _queue(session: Session, watch: Watch, device: Device) -> list[Judged]:
+    """What is new of a device. One that claims a bundle we never made is left out, and stops nobody else."""
+    try:
+        return list(_unjudged(session, watch, device))
+    except LightshipError as e:
+        log.warning("monitoring of %s: %s: %s", device.id, e.code, e)
+        return []
 
 
 def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]], now: int) -> None:
@@ -128,8 +140,8 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
     rows = {r.w: r for r in session.scalars(mine.where(WindowRow.w >= begins).order_by(WindowRow.w))}
     bundle = watch.bundle_of(device.running_digest)
     importances = bundle.manifest.importances
-    counts = {w: window_counts(r) for w, r in rows.items()}
     nothing = empty_counts(bundle.profile)
+    counts = {w: _fitting(window_counts(r), nothing) for w, r in rows.items()}
     for w, row in rows.items():
         if row.judged:
             continue
@@ -140,6 +152,12 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
         table = shift_table(bundle.profile, counts[w], watch.drift, importances)
         features = [s.psi for s in table if s.kind == "feature" and np.isfinite(s.psi)]
         yield Judged(device.id, device.running_digest, w, verdict, float(max(features, default=0.0)))
+
+
+def _fitting(counts: WindowCounts, empty: WindowCounts) -> WindowCounts:
+    """The counts, or none where their layout is not the profile's: then the device counted something else."""
+    layouts = [tuple(map(len, (c.counts, c.predictions, c.scores))) for c in (counts, empty)]
+    return counts if layouts[0] == layouts[1] else empty
 
 
 def _remember(session: Session, device: Device | None, judged: Judged) -> None:
