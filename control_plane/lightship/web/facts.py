@@ -38,6 +38,9 @@ Json = dict[str, Any]
 MAX_DEVICES: Final = 200
 MAX_WINDOWS: Final = 4_000
 MAX_EXPOSURES: Final = 400
+#: Devices in a timeline, and spans in a table of one version; the count above a table is always of all.
+MAX_LANES: Final = 60
+MAX_SPANS: Final = 100
 MAX_ATTENTION: Final = 40
 ENDED_ROLLOUTS: Final = 3
 #: Certificates that end within so many days are spoken of; they renew themselves long before.
@@ -203,24 +206,28 @@ def device_state(rollout_status: str, status: str, *, done: bool) -> str:
 def rollout_page(session: Session, row: RolloutRow, now: int) -> Json:
     """Everything of a rollout's page."""
     members = [d for wave in row.plan["waves"] for d in wave]
-    spans = select(Exposure).where(Exposure.device.in_(members), Exposure.model == row.model)
-    began = row.created_at
-    during = spans.where((Exposure.ended_at.is_(None)) | (Exposure.ended_at >= began - _before(row)))
-    steps = (
-        select(UpdateStep).where(UpdateStep.rollout.in_([row.id, f"{row.id}-revert"])).order_by(UpdateStep.at.desc())
-    )
-    exposures = [
-        views.exposure(e) for e in session.scalars(during.order_by(Exposure.began_at.desc()).limit(MAX_EXPOSURES))
-    ]
-    windows = recent_windows(session, devices=members, model=row.model)
-    until = row.updated_at if row.status in r.TERMINAL_STATUSES else now
+    times = (row.created_at - _before(row), row.updated_at if row.status in r.TERMINAL_STATUSES else now)
+    lanes = {d: f"{i + 1} · {d}" for i, wave in enumerate(row.plan["waves"]) for d in wave}
+    lanes = dict(list(lanes.items())[:MAX_LANES])
+    since = select(Exposure).where(Exposure.model == row.model)
+    since = since.where((Exposure.ended_at.is_(None)) | (Exposure.ended_at >= times[0]))
+    since = since.order_by(Exposure.began_at.desc())
+    shown = since.where(Exposure.device.in_(list(lanes)), Exposure.began_at <= times[1]).limit(MAX_EXPOSURES)
+    # Without an end: a device that was offline takes the version after the rollout is over.
+    mine = since.where(Exposure.device.in_(members), Exposure.version == row.version)
+    served = [views.exposure(e) for e in session.scalars(mine)]
+    steps = select(UpdateStep).where(UpdateStep.rollout.in_([row.id, f"{row.id}-revert"]))
     return {
         "rollout": rollout(session, row),
-        "windows": {d: [w for w in rows if began - _before(row) <= w["at"] <= until] for d, rows in windows.items()},
-        "exposures": exposures,
-        "times": (began - _before(row), until),
+        "windows": recent_windows(session, devices=members, model=row.model, between=times),
+        "lanes": lanes,
+        "exposures": [views.exposure(e) for e in session.scalars(shown)],
+        "served": served[:MAX_SPANS],
+        "spans": len(served),
+        "devices_ever": len({e["device"] for e in served}),
+        "times": times,
         "marks": _wave_marks(row),
-        "steps": [_step(s) for s in session.scalars(steps.limit(60))],
+        "steps": [_step(s) for s in session.scalars(steps.order_by(UpdateStep.at.desc()).limit(60))],
         "events": list(reversed(views.audit_events(session, 40, row.id))),
         "rolled_back": rolled_back(session),
     }
@@ -233,8 +240,12 @@ def model(session: Session, name: str) -> Json:
     )
     runs = {x.id: views.run(x) for x in session.scalars(select(Run).where(Run.id.in_([v.run_id for v in rows])))}
     datasets = {d.digest: f"{d.name}@{d.version}" for d in session.scalars(select(DatasetVersion))}
-    spans = select(Exposure).where(Exposure.model == name).order_by(Exposure.began_at.desc()).limit(MAX_EXPOSURES)
-    exposures = [views.exposure(e) for e in session.scalars(spans)]
+    spans = select(Exposure).where(Exposure.model == name).order_by(Exposure.began_at.desc())
+    exposures = [views.exposure(e) for e in session.scalars(spans.limit(MAX_EXPOSURES))]
+    lanes = sorted({e["device"] for e in exposures}, key=figures.natural)[:MAX_LANES]
+    ever = select(Exposure.version, func.count(), func.count(Exposure.device.distinct()))
+    ever = ever.where(Exposure.model == name).group_by(Exposure.version)
+    served = {version: (count, devices) for version, count, devices in session.execute(ever)}
     alone = select(Run).where(Run.model == name, Run.status != "finished").order_by(Run.started_at.desc()).limit(10)
     versions = []
     for row in rows:
@@ -246,13 +257,18 @@ def model(session: Session, name: str) -> Json:
                 "dataset": datasets.get(found["dataset_digest"], "") if found else "",
                 "numbers": metric_values(row.metrics) or metric_values(found["metrics"] if found else {}),
                 "per_class": per_class(row.metrics) or per_class(found["metrics"] if found else {}),
-                "exposures": [e for e in exposures if e["version"] == row.version],
+                "exposures": [
+                    views.exposure(e)
+                    for e in session.scalars(spans.where(Exposure.version == row.version).limit(MAX_SPANS))
+                ],
+                "spans": served.get(row.version, (0, 0))[0],
+                "devices_ever": served.get(row.version, (0, 0))[1],
             }
         )
     return {
         "model": name,
         "versions": versions,
-        "exposures": exposures,
+        "exposures": [e for e in exposures if e["device"] in lanes],
         "unfinished": [views.run(x) for x in session.scalars(alone)],
         "rolled_back": rolled_back(session),
         "windows": recent_windows(session, model=name),
@@ -265,7 +281,12 @@ def model_names(session: Session) -> list[str]:
 
 
 def recent_windows(
-    session: Session, *, devices: Iterable[str] | None = None, model: str = "", limit: int = MAX_WINDOWS
+    session: Session,
+    *,
+    devices: Iterable[str] | None = None,
+    model: str = "",
+    between: tuple[int, int] | None = None,
+    limit: int = MAX_WINDOWS,
 ) -> dict[str, list[Json]]:
     """Per device its newest windows in order of time, in the shape of `views.window_series`; counts are not read."""
     columns = (
@@ -284,6 +305,8 @@ def recent_windows(
         query = query.where(WindowRow.device.in_(list(devices)))
     if model:
         query = query.where(WindowRow.model == model)
+    if between is not None:
+        query = query.where(WindowRow.closed_at.between(*between))
     out: dict[str, list[Json]] = {}
     for w in reversed(session.execute(query).all()):
         out.setdefault(w.device, []).append(

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "retrain": "lightship retrain run {id}",
     "release": "lightship release {id}",
     "audit": "lightship audit verify",
+    "exposure": "lightship model exposure {id}",
 }
 
 

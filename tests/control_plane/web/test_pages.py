@@ -210,6 +210,10 @@ def test_a_large_fleet_is_cut_after_those_that_need_attention(fresh_home: Home) 
     believable.fill(fresh_home, devices=260)
     client = Browser(fresh_home)
     text = said(client.get("/").text)
+    model, rollout = said(client.get("/models/digits").text), said(client.get("/rollouts/c0de0002").text)
+    assert "Who was ever served by version 2 260 devices" in model
+    assert "The newest 100 of 262 spans. lightship model exposure digits@2 lists all." in model
+    assert "Served by version 2: 260 devices" in rollout
     assert "Showing 200 of 260, those that need attention first." in text
     assert "meter-3 " in text
     assert len(client.get("/").text) < 400_000
