@@ -94,7 +94,7 @@ class ControlPlane:
         reconciler.start()
         self._stack.callback(reconciler.stop)
         info = broker.info if broker else None
-        operator_app = create_operator_app(home)
+        operator_app = create_operator_app(home, [*server_names([settings.api_host]), "[::1]"])
         add_pages(operator_app, home)
         # An open dashboard keeps an event stream open, which must not keep us from stopping.
         self._stopping = operator_app.state.live.stop

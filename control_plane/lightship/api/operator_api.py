@@ -7,11 +7,13 @@ and is audited; errors are JSON with a stable code.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lightship import __version__
 from lightship.fleet import rollouts
@@ -38,9 +40,17 @@ class Intervention(BaseModel):
     revert: bool = True
 
 
-def create_operator_app(home: Home) -> FastAPI:
-    """The operator API over `home`."""
+def create_operator_app(home: Home, hosts: Sequence[str] = ()) -> FastAPI:
+    """The operator API over `home`.
+
+    Args:
+        home: what is shown and acted on.
+        hosts: names under which we may be asked; others are refused, so that a foreign page whose name resolves to
+            this machine can't read here. None given: no check.
+    """
     app = FastAPI(title="Lightship", version=__version__, docs_url=None, redoc_url=None)
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_exception_handler(LightshipError, _refuse)
     guard = Depends(_guard(home))
     _add_reads(app, home)

@@ -221,23 +221,32 @@ def proposals(session: Session, limit: int = 50) -> list[Json]:
 
 def window_series(session: Session, model: str, device_id: str = "", limit: int = 20_000) -> dict[str, list[Json]]:
     """Per device: its newest windows in order of time, with drift and, where labels came, accuracy."""
-    query = select(WindowRow).where(WindowRow.model == model)
+    wanted = (
+        WindowRow.device,
+        WindowRow.closed_at,
+        WindowRow.version,
+        WindowRow.rows,
+        WindowRow.shift,
+        WindowRow.level,
+        WindowRow.labelled,
+        WindowRow.errors,
+    )
+    query = select(*wanted).where(WindowRow.model == model)
     if device_id:
         query = query.where(WindowRow.device == device_id)
+    newest = session.execute(query.order_by(WindowRow.closed_at.desc(), WindowRow.w.desc()).limit(limit)).all()
     out: dict[str, list[Json]] = {}
-    newest = list(session.scalars(query.order_by(WindowRow.closed_at.desc(), WindowRow.w.desc()).limit(limit)))
-    for w in reversed(newest):
-        accuracy = 1 - w.errors / w.labelled if w.labelled else None
-        out.setdefault(w.device, []).append(
+    for device_name, at, version, rows, shift, level, labelled, errors in reversed(newest):
+        out.setdefault(device_name, []).append(
             {
-                "at": w.closed_at,
-                "version": w.version,
-                "rows": w.rows,
-                "psi": w.shift,
-                "level": w.level,
-                "labelled": w.labelled,
-                "errors": w.errors,
-                "accuracy": accuracy,
+                "at": at,
+                "version": version,
+                "rows": rows,
+                "psi": shift,
+                "level": level,
+                "labelled": labelled,
+                "errors": errors,
+                "accuracy": 1 - errors / labelled if labelled else None,
             }
         )
     return out
