@@ -396,6 +396,8 @@ def view(session: Session, row: RolloutRow) -> dict[str, Any]:
         "reason": row.reason,
         "wave": state.wave + 1,
         "waves": row.plan["waves"],
+        "wave_names": [spec["name"] for spec in row.plan["wave_specs"]],
+        "done": list(state.done),
         "previous_version": row.plan["previous_version"],
         "devices": statuses(session, row),
         "gate": row.gate.get("verdict"),
