@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from .codes import WireError
+from .codes import LightshipError, WireError
 
 T = TypeVar("T")
 
@@ -42,8 +42,10 @@ def decode(data: bytes, kind: type[T], *, max_bytes: int = MAX_INFLATED) -> T:
         raise WireError("wire.too-large", f"Expected at most {max_bytes} bytes, found {len(data)}.")
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError, OverflowError) as e:
-        raise WireError("wire.malformed", f"Expected a MessagePack {kind.__name__}: {e}.") from e
+    except (msgspec.DecodeError, RecursionError, ValueError, OverflowError, LightshipError) as e:
+        # A LightshipError is what a struct says of values that contradict each other; a union has no name.
+        name = getattr(kind, "__name__", str(kind))
+        raise WireError("wire.malformed", f"Expected a MessagePack {name}: {e}.") from e
 
 
 def pack(message: Any) -> bytes:
