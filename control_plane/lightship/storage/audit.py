@@ -1,7 +1,8 @@
 """Storage: the audit log, append-only and hash-chained.
 
 Rules: every mutating act appends one event in the same transaction; an event's digest covers its content and the
-digest before it, so a changed, removed or reordered event is found by `verify`.
+digest before it, so an event that was changed, reordered or removed from the middle is found by `verify`, and one
+removed from the end by comparing `head` with what was noted elsewhere.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def append(
     session.add(event)
     session.flush()
     return event
+
+
+def head(session: Session) -> str:
+    """The digest of the newest event: who notes it elsewhere can tell a log whose end was cut off."""
+    return session.scalar(select(AuditEvent.digest).order_by(AuditEvent.seq.desc()).limit(1)) or GENESIS
 
 
 def verify(session: Session) -> int:
