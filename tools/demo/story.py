@@ -89,6 +89,11 @@ class Story:
             self.say(f"the other {len(field_x)} images are the world: no model will learn them before it is asked")
             with self.narrator.progress("train → gate → convert in a process of its own → prove parity"):
                 made = self.stage.lightship("train", MODEL, "--model", MODEL, "--recipe", str(recipe))
+            classes = self.stage.lightship("model", "show", f"{MODEL}@1")["run"]["metrics"]["per_class"]
+            weakest = min(classes, key=lambda c: c["f1"])
+            self.say(
+                f"weakest class: {weakest['label']}, precision {weakest['precision']:.2f}, recall {weakest['recall']:.2f}"
+            )
             accuracy = made["metrics"]["accuracy"]
             _expect(accuracy >= 0.9, f"accuracy {accuracy:.3f}")
             step.happened = f"accuracy {accuracy:.3f}, registered as version {made['version']}, run {made['run']}"
@@ -146,13 +151,13 @@ class Story:
 
     def serve(self) -> None:
         """Step 5."""
-        with self._step("Serve", "real images in, digits out; late labels give accuracy per device ≥ 0.9") as step:
+        with self._step("Serve", "real images in, digits out; late labels give accuracy per device ≥ 0.85") as step:
             with self.narrator.progress("cameras look, labels trickle in"):
-                self._until("labels from every device", lambda: min(self._labelled(1).values(), default=0) >= 100, 60)
+                self._until("labels from every device", lambda: min(self._labelled(1).values(), default=0) >= 150, 90)
             rows = self._accuracy_rows(1)
             self.narrator.table("Version 1, from labels that came late", ["device", "labelled", "accuracy"], rows)
             worst = min(float(r[2]) for r in rows)
-            _expect(worst >= 0.9, f"lowest accuracy {worst:.3f}")
+            _expect(worst >= 0.85, f"lowest accuracy {worst:.3f}")
             _expect(not self._open_alarms(), f"alarms without a cause: {self._open_alarms()}")
             step.happened = f"accuracy {worst:.3f} or better on every device, no drift alarm"
 
@@ -206,7 +211,7 @@ class Story:
             champion = [v["version"] for v in self.stage.api("overview")["models"] if "champion" in v["aliases"]]
             _expect(champion == [2], f"champion is {champion}")
             with self.narrator.progress("labels for version 2 arrive"):
-                self._until("labels for version 2", lambda: min(self._labelled(2).values(), default=0) >= 80, 60)
+                self._until("labels for version 2", lambda: min(self._labelled(2).values(), default=0) >= 100, 90)
             rows = [r for r in self._accuracy_rows(2) if r[0] != self.dirty]
             worst = min(float(r[2]) for r in rows)
             _expect(worst >= 0.85, f"lowest accuracy of version 2: {worst:.3f}")
