@@ -16,7 +16,14 @@ State = Literal["registered", "released", "revoked"]
 MIN_REASON = 10  # characters
 
 
-def may_register(*, gate_passed: bool, parity_passed: bool, force_reason: str | None, failed: str) -> None:
+def may_register(
+    *,
+    gate_passed: bool,
+    parity_passed: bool,
+    force_reason: str | None,
+    failed: str,
+    code: Literal["gate.metric", "gate.champion"] = "gate.metric",
+) -> None:
     """Whether a run's model may become a version.
 
     Args:
@@ -24,16 +31,17 @@ def may_register(*, gate_passed: bool, parity_passed: bool, force_reason: str | 
         parity_passed: whether ONNX agreed with the original.
         force_reason: why the operator overrides the metric gate, or None.
         failed: the gate's own words on what failed.
+        code: gate.champion when nothing but the comparison with the champion failed.
 
     Raises:
-        GateError: gate.metric, gate.reason-required.
+        GateError: gate.metric, gate.champion, gate.reason-required.
     """
     if not parity_passed:
         raise GateError("gate.metric", "The ONNX model does not agree with the original; this can't be forced.")
     if gate_passed:
         return
     if force_reason is None:
-        raise GateError("gate.metric", failed, remedy="Improve the model, or force it with --force-reason.")
+        raise GateError(code, failed, remedy="Improve the model, or force it with --force-reason.")
     if len(force_reason.strip()) < MIN_REASON:
         raise GateError(
             "gate.reason-required", f"A reason of at least {MIN_REASON} characters is expected; it is audited."

@@ -97,7 +97,7 @@ def by_digest(session: Session, digest: str) -> ModelVersion | None:
 
 
 def _unknown(session: Session, model: str, version: str) -> RegistryError:
-    known = [v.version for v in listed(session, model)]
+    known = [v.version for v in listed(session) if v.model == model]
     if not known:
         models = sorted({v.model for v in listed(session)})
         message = f"No registered model {model!r}; there are: {', '.join(models) or 'none yet'}."
