@@ -49,12 +49,14 @@ def decode(data: bytes, kind: type[T], *, max_bytes: int = MAX_INFLATED) -> T:
 
 
 def pack(message: Any) -> bytes:
-    """MessagePack, zlib-compressed where that pays.
+    """MessagePack, zlib-compressed where that pays: always something that `unpack` accepts.
 
     Raises:
-        WireError: wire.too-large when the result exceeds `MAX_PACKED`.
+        WireError: wire.too-large when the result exceeds `MAX_PACKED`, or inflates to more than `MAX_INFLATED`.
     """
     raw = encode(message)
+    if len(raw) > MAX_INFLATED:
+        raise WireError("wire.too-large", f"Expected at most {MAX_INFLATED} bytes before packing, made {len(raw)}.")
     packed = zlib.compress(raw, 1) if len(raw) > COMPRESS_ABOVE else raw
     if len(packed) > MAX_PACKED:
         raise WireError("wire.too-large", f"Expected at most {MAX_PACKED} packed bytes, made {len(packed)}.")
