@@ -1,25 +1,30 @@
 """Link: HTTPS to the control plane, over mutual TLS.
 
-Rules: no redirects, no compression, bounded bodies, absolute time limits; every foreign error becomes a LinkError
-or says which trust failed.
+Rules:
+* no redirects, no compression; a body is bounded while it is read, and has an absolute deadline;
+* every foreign error becomes a LinkError, or says which trust failed;
+* of what the pinned authority sends only the pinned certificate is kept: whatever else came along is not trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ssl
+import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpx
 import msgspec
 
-from lightship_agent.contract.codes import EnrolError, LinkError
-from lightship_agent.contract.device_api import Paths, RenewReply, RenewRequest
+from lightship_agent.contract.codes import EnrolError, LinkError, SettingsError
+from lightship_agent.contract.device_api import ACKED_HEADER, Paths, RenewReply, RenewRequest
 
 from .identity import Identity
 
 MAX_BODY: Final = 1024 * 1024  # bytes
+_GAP_SECONDS: Final = 15.0  # of silence
+_ANSWER_SECONDS: Final = 60.0  # for a whole body
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,93 @@ class Desired:
     acked_seq: int
 
 
-def link_error(e: httpx.HTTPError | ssl.SSLError | OSError, url: str) -> LinkError:
+class Acknowledged(NamedTuple):
+    """How far the server has stored our reports."""
+
+    epoch: str
+    seq: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, read whole and within bounds."""
+
+    url: str
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    @property
+    def said(self) -> str:
+        """The beginning of the body, for error messages."""
+        return self.body[:500].decode(errors="replace")
+
+    @property
+    def acknowledged(self) -> Acknowledged:
+        """What the answer says about our reports; nothing, where it says nothing sensible."""
+        epoch, _, seq = self.headers.get(ACKED_HEADER, "").partition(":")
+        return Acknowledged(epoch, int(seq) if seq.isdecimal() else 0)
+
+    def expect(self, *statuses: int) -> Reply:
+        """This reply, if its status is one of these.
+
+        Raises:
+            LinkError: link.status.
+        """
+        if self.status not in statuses:
+            message = f"{self.url}: expected status {' or '.join(map(str, statuses))}, found {self.status}: {self.said}"
+            raise LinkError("link.status", message)
+        return self
+
+
+def ask(
+    http: httpx.Client, method: str, url: str, *, headers: dict[str, str] | None = None, content: bytes | None = None
+) -> Reply:
+    """Send a request and read its answer, at most `MAX_BODY` bytes within a minute, whatever is sent.
+
+    Raises:
+        LinkError: link.unreachable, link.slow, link.status.
+    """
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    body = bytearray()
+    try:
+        with http.stream(method, url, headers=headers, content=content) as response:
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise LinkError("link.status", f"{url}: the answer is larger than {MAX_BODY} bytes.")
+                if time.monotonic() > deadline:
+                    raise LinkError("link.slow", f"{url}: no whole answer within {_ANSWER_SECONDS:.0f} s.")
+            return Reply(str(response.request.url), response.status_code, response.headers, bytes(body))
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
+        raise link_error(e, url) from e
+
+
+def open_client(context: ssl.SSLContext, base_url: str = "") -> httpx.Client:
+    """An HTTP client with our rules, over that TLS context."""
+    return httpx.Client(
+        base_url=base_url,
+        verify=context,
+        timeout=httpx.Timeout(_GAP_SECONDS),
+        follow_redirects=False,
+        headers={"Accept-Encoding": "identity"},
+        limits=httpx.Limits(max_connections=4, keepalive_expiry=30.0),
+    )
+
+
+def check_server(server: str) -> str:
+    """The address of a control plane, which is always https: over anything else a token would be read by all.
+
+    Raises:
+        SettingsError: settings.invalid.
+    """
+    address = server.strip().rstrip("/")
+    if not address.startswith("https://") or not address.removeprefix("https://"):
+        raise SettingsError("settings.invalid", f"server: expected https://host:port, found {server[:200]!r}.")
+    return address
+
+
+def link_error(e: httpx.HTTPError | httpx.InvalidURL | OSError, url: str) -> LinkError:
     """The LinkError that says what a transport error means."""
     kind = "link.slow" if isinstance(e, httpx.TimeoutException) else "link.unreachable"
     return LinkError(kind, f"{url}: {type(e).__name__}: {e}.")
@@ -41,7 +132,7 @@ def server_ca(server: str, pin: str) -> bytes:
     """The control plane's CA certificate, accepted only if its public key has the digest in the join token.
 
     Raises:
-        LinkError: link.unreachable, link.status.
+        LinkError: link.unreachable, link.slow, link.status.
         EnrolError: enrol.pin.
     """
     unverified = ssl.create_default_context()
@@ -49,53 +140,57 @@ def server_ca(server: str, pin: str) -> bytes:
     # Trust comes from the pin below, not from this first connection.
     unverified.verify_mode = ssl.CERT_NONE
     url = f"{server}{Paths.CA}"
-    try:
-        reply = httpx.get(url, verify=unverified, timeout=15.0)
-    except (httpx.HTTPError, OSError) as e:
-        raise link_error(e, url) from e
-    _expect(reply, 200)
+    with open_client(unverified) as http:
+        reply = ask(http, "GET", url).expect(200)
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
     try:
-        key = x509.load_pem_x509_certificate(reply.content).public_key()
-    except ValueError as e:
+        certificate = x509.load_pem_x509_certificate(reply.body)
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as e:
         raise EnrolError("enrol.pin", f"{url} did not answer with a certificate.") from e
     spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     found = hashlib.sha256(spki).hexdigest()
     if found != pin:
         message = f"The token names CA {pin[:16]}…, the server shows {found[:16]}…."
         raise EnrolError("enrol.pin", message, remedy="Check the server address, or ask for a new token.")
-    return reply.content
+    # Not what was sent, but what was pinned: a certificate smuggled in behind it would be trusted as well.
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 class ControlPlane:
     """The device API, as this device sees it."""
 
     def __init__(self, identity: Identity) -> None:
-        """Open a client with the device's certificate."""
+        """Open a client with the device's certificate.
+
+        Raises:
+            StorageError: storage.corrupt.
+        """
         self._identity = identity
         self.server = identity.info.server
-        self.http = self._open()
-
-    def _open(self) -> httpx.Client:
-        return httpx.Client(
-            base_url=self.server,
-            verify=self._identity.tls_context(),
-            timeout=httpx.Timeout(15.0),
-            follow_redirects=False,
-            headers={"Accept-Encoding": "identity"},
-            limits=httpx.Limits(max_connections=4, keepalive_expiry=30.0),
-        )
+        self._retired: list[httpx.Client] = []
+        self.http = open_client(identity.tls_context(), self.server)
 
     def reopen(self) -> None:
-        """Use the certificate that is on disk now; requests under way on old connections may fail and are repeated."""
-        old, self.http = self.http, self._open()
-        old.close()
+        """Use the certificate that is on disk now; what is under way on old connections goes on there.
+
+        Raises:
+            StorageError: storage.corrupt; the present certificate stays in use.
+        """
+        fresh = open_client(self._identity.tls_context(), self.server)
+        # A download in another thread may still hold the present client; the one before it has had days to finish.
+        while self._retired:
+            self._retired.pop().close()
+        self._retired.append(self.http)
+        self.http = fresh
 
     def close(self) -> None:
         """Close the connections."""
-        self.http.close()
+        for http in (*self._retired, self.http):
+            http.close()
 
     def desired(self, seen_etag: str = "") -> Desired:
         """The current assignment envelope, unless it is the one we have seen.
@@ -105,19 +200,16 @@ class ControlPlane:
             EnrolError: enrol.revoked.
         """
         headers = {"If-None-Match": f'"{seen_etag}"'} if seen_etag else {}
-        reply = self._request("GET", Paths.ASSIGNMENT, headers=headers)
-        _expect(reply, 200, 204, 304)
-        epoch, _, seq = reply.headers.get("lightship-acked", ":0").partition(":")
-        envelope = reply.content if reply.status_code == 200 else None
-        return Desired(envelope, epoch, int(seq) if seq.isdigit() else 0)
+        reply = self._request("GET", Paths.ASSIGNMENT, headers=headers).expect(200, 204, 304)
+        return Desired(reply.body if reply.status == 200 else None, *reply.acknowledged)
 
-    def post_telemetry(self, packed: bytes) -> None:
-        """Deliver an envelope over HTTPS, for sites where MQTT is blocked.
+    def post_telemetry(self, packed: bytes) -> Acknowledged:
+        """Deliver an envelope over HTTPS, for sites where MQTT is blocked; how far our reports are stored now.
 
         Raises:
             LinkError: link.unreachable, link.slow, link.status.
         """
-        _expect(self._request("POST", Paths.TELEMETRY, content=packed), 200, 202)
+        return self._request("POST", Paths.TELEMETRY, content=packed).expect(200, 202).acknowledged
 
     def renew(self, csr: bytes) -> bytes:
         """A fresh certificate chain for a fresh key.
@@ -126,36 +218,24 @@ class ControlPlane:
             LinkError: link.unreachable, link.slow, link.status.
             EnrolError: enrol.revoked.
         """
-        reply = self._request("POST", Paths.RENEW, content=msgspec.json.encode(RenewRequest(csr=csr.decode())))
-        _expect(reply, 200)
-        return msgspec.json.decode(reply.content, type=RenewReply).chain.encode()
+        content = msgspec.json.encode(RenewRequest(csr=csr.decode()))
+        reply = self._request("POST", Paths.RENEW, content=content).expect(200)
+        try:
+            return msgspec.json.decode(reply.body, type=RenewReply).chain.encode()
+        except (msgspec.MsgspecError, UnicodeEncodeError) as e:
+            raise LinkError("link.status", f"{reply.url}: the answer is not a renewal: {e}.") from e
 
     def reachable(self) -> bool:
         """Whether the control plane answers us at all."""
         try:
-            return self._request("GET", Paths.PING).status_code == 200
+            return self._request("GET", Paths.PING).status == 200
         except (LinkError, EnrolError):
             return False
 
     def _request(
         self, method: str, path: str, *, headers: dict[str, str] | None = None, content: bytes | None = None
-    ) -> httpx.Response:
-        try:
-            reply = self.http.request(method, path, headers=headers, content=content)
-        except (httpx.HTTPError, OSError) as e:
-            raise link_error(e, f"{self.server}{path}") from e
-        if reply.status_code == 403:
-            raise EnrolError("enrol.revoked", f"The control plane refuses this device: {_said(reply)}")
+    ) -> Reply:
+        reply = ask(self.http, method, path, headers=headers, content=content)
+        if reply.status == 403:
+            raise EnrolError("enrol.revoked", f"The control plane refuses this device: {reply.said}")
         return reply
-
-
-def _said(reply: httpx.Response) -> str:
-    return reply.text[:500]
-
-
-def _expect(reply: httpx.Response, *statuses: int) -> None:
-    if reply.status_code not in statuses:
-        message = f"{reply.request.url}: expected {statuses}, found {reply.status_code}: {_said(reply)}"
-        raise LinkError("link.status", message)
-    if len(reply.content) > MAX_BODY:
-        raise LinkError("link.status", f"{reply.request.url}: answer of {len(reply.content)} bytes is too large.")

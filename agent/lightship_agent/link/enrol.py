@@ -3,23 +3,28 @@
 Rules:
 * a join token is `id.secret.sha256(CA public key)`: the pin travels with it, so first contact is not on trust;
 * the key is born here and never leaves; the server learns a certificate request;
-* enrolment ends with a whole identity on disk, or with nothing.
+* enrolment ends with a whole identity on disk, or with nothing, and an answer is believed only once it was checked;
+* an answer that got lost on its way is asked for again with the same key, which the server takes for the same request.
 """
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Final
 
 import httpx
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from lightship_agent.contract.codes import EnrolError, LinkError
+from lightship_agent.contract.codes import EnrolError, InvalidNameError, LinkError
 from lightship_agent.contract.device_api import EnrolReply, EnrolRequest, Paths, parse_token
 from lightship_agent.contract.names import check_name
 
 from . import identity as store
-from .client import ControlPlane, link_error, server_ca
+from .client import ControlPlane, Reply, ask, check_server, open_client, server_ca
+
+_ASK_TIMES: Final = 3
 
 
 def enrol(state_dir: Path, *, server: str, token: str, device: str) -> store.Identity:
@@ -32,28 +37,23 @@ def enrol(state_dir: Path, *, server: str, token: str, device: str) -> store.Ide
         device: the id this device asks for.
 
     Raises:
-        EnrolError: enrol.token, enrol.pin, enrol.request, enrol.taken.
-        LinkError: link.unreachable, link.status.
+        EnrolError: enrol.token, enrol.pin, enrol.request, enrol.taken, enrol.certificate.
+        InvalidNameError: name.invalid.
+        LinkError: link.unreachable, link.slow, link.status.
+        SettingsError: settings.invalid for an address that is not https.
         StorageError: storage.full, storage.unwritable.
     """
     check_name("device id", device)
     if (state_dir / store.FOLDER).exists():
         raise EnrolError("enrol.taken", f"{state_dir} already holds an identity.", remedy="Remove it to enrol anew.")
-    server = server.rstrip("/")
+    server = check_server(server)
     parsed = parse_token(token)
     ca = server_ca(server, parsed.pin)
     key = store.new_key()
     csr = store.certificate_request(key, device)
     reply = _ask(server, ca, EnrolRequest(token=token.strip(), device=device, csr=csr.decode()))
-    broker = None
-    if reply.broker_host:
-        broker = store.Broker(
-            host=reply.broker_host,
-            port=reply.broker_port,
-            auth=reply.broker_auth,
-            username=reply.broker_username,
-        )
-    info = store.IdentityFile(device=reply.device, tenant=reply.tenant, server=server, broker=broker)
+    _check(reply, key, device, ca)
+    info = store.IdentityFile(device=device, tenant=reply.tenant, server=server, broker=_broker(reply))
     files = {
         "key.pem": store.key_pem(key),
         "cert.pem": reply.chain.encode(),
@@ -71,8 +71,8 @@ def renew(identity: store.Identity, client: ControlPlane) -> None:
     """Replace key and certificate by fresh ones.
 
     Raises:
-        LinkError: link.unreachable, link.status.
-        EnrolError: enrol.revoked.
+        LinkError: link.unreachable, link.slow, link.status.
+        EnrolError: enrol.revoked, enrol.certificate.
         StorageError: storage.full, storage.unwritable.
     """
     key = store.new_key()
@@ -86,23 +86,55 @@ def renewal_due(not_before: float, not_after: float, now: float) -> bool:
 
 
 def _ask(server: str, ca: bytes, request: EnrolRequest) -> EnrolReply:
-    context = ssl.create_default_context(cadata=ca.decode())
     url = f"{server}{Paths.ENROL}"
+    with open_client(ssl.create_default_context(cadata=ca.decode())) as http:
+        reply = _ask_again(http, url, msgspec.json.encode(request))
+    if reply.status != 200:
+        raise _refusal(reply)
     try:
-        reply = httpx.post(url, verify=context, timeout=30.0, content=msgspec.json.encode(request))
-    except (httpx.HTTPError, OSError) as e:
-        raise link_error(e, url) from e
-    if reply.status_code == 200:
+        return msgspec.json.decode(reply.body, type=EnrolReply)
+    except msgspec.MsgspecError as e:
+        raise LinkError("link.status", f"{url}: the answer is not an enrolment: {e}.") from e
+
+
+def _ask_again(http: httpx.Client, url: str, content: bytes) -> Reply:
+    for _ in range(_ASK_TIMES - 1):
         try:
-            return msgspec.json.decode(reply.content, type=EnrolReply)
-        except msgspec.MsgspecError as e:
-            raise LinkError("link.status", f"{url}: the answer is not an enrolment: {e}.") from e
-    raise _refusal(reply, url)
+            return ask(http, "POST", url, content=content)
+        except LinkError as e:
+            if isinstance(e.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+                raise  # nothing was asked yet, so nothing was lost
+    return ask(http, "POST", url, content=content)
 
 
-def _refusal(reply: httpx.Response, url: str) -> EnrolError | LinkError:
+def _check(reply: EnrolReply, key: ec.EllipticCurvePrivateKey, device: str, ca: bytes) -> None:
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata, Root
+
+    store.check_chain(reply.chain.encode(errors="replace"), key, device, ca)
     try:
-        said = reply.json()
-        return EnrolError(str(said["code"]), str(said["error"]))
-    except (ValueError, KeyError, TypeError, AssertionError):
-        return LinkError("link.status", f"{url}: expected 200, found {reply.status_code}: {reply.text[:300]}")
+        check_name("tenant", reply.tenant)
+        root = Metadata[Root].from_bytes(reply.tuf_root.encode())
+        root.signed.verify_delegate(Root.type, root.signed_bytes, root.signatures)
+    except (RepositoryError, ValueError, InvalidNameError) as e:
+        message = f"The control plane's answer holds no tenant or no root of trust: {type(e).__name__}: {e}."
+        raise LinkError("link.status", message) from e
+
+
+def _broker(reply: EnrolReply) -> store.Broker | None:
+    if not reply.broker_host:
+        return None
+    if reply.broker_auth not in {"mtls", "password"} or not 0 < reply.broker_port < 65_536:
+        message = f"A broker at port {reply.broker_port} with {reply.broker_auth[:40]!r} is none that we know to use."
+        raise LinkError("link.status", message, remedy="Upgrade the agent, or correct the control plane's settings.")
+    return store.Broker(
+        host=reply.broker_host, port=reply.broker_port, auth=reply.broker_auth, username=reply.broker_username
+    )
+
+
+def _refusal(reply: Reply) -> EnrolError | LinkError:
+    try:
+        said = msgspec.json.decode(reply.body, type=dict[str, str])
+        return EnrolError(said["code"], said["error"])
+    except (msgspec.MsgspecError, KeyError, AssertionError):
+        return LinkError("link.status", f"{reply.url}: expected status 200, found {reply.status}: {reply.said}")

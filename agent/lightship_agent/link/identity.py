@@ -6,17 +6,22 @@
     <state>/identity/tuf-root.json  the initial root of trust for releases
     <state>/identity/identity.json  who this device is and where its control plane lives
 
-Rules: an identity is written whole into a new folder that is renamed into place, so a device has one or none.
+Rules:
+* an identity is written whole into a new folder that is renamed into place, so a device has one or none;
+* a certificate is kept only if it is over our key, in our name, and from our authority: a device that stored
+  anything else could never speak to its control plane again.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import ssl
 from pathlib import Path
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -62,15 +67,29 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return self.info.device
 
     def tls_context(self) -> ssl.SSLContext:
-        """Mutual TLS towards the control plane: its CA only, our certificate."""
-        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
+        """Mutual TLS towards the control plane: its CA only, our certificate.
+
+        Raises:
+            StorageError: storage.corrupt.
+        """
+        try:
+            context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
+        except OSError as e:
+            raise _corrupt(self.folder, e) from e
         return context
 
     def certificate(self) -> x509.Certificate:
-        """The device's own certificate."""
-        return x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes())
+        """The device's own certificate.
+
+        Raises:
+            StorageError: storage.corrupt.
+        """
+        try:
+            return x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes())
+        except (OSError, ValueError) as e:
+            raise _corrupt(self.folder, e) from e
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -114,8 +133,34 @@ def load_identity(state_dir: Path) -> Identity:
             tuf_root=(folder / "tuf-root.json").read_bytes(),
             broker_password=password.read_text() if password.exists() else "",
         )
-    except (OSError, msgspec.MsgspecError) as e:
-        raise StorageError("storage.corrupt", f"The identity in {folder} can't be read: {e}.") from e
+    except (OSError, ValueError, msgspec.MsgspecError) as e:
+        raise _corrupt(folder, e) from e
+
+
+def check_chain(chain: bytes, key: ec.EllipticCurvePrivateKey, device: str, ca: bytes) -> None:
+    """Refuse a certificate that is not over `key`, not in the name of `device`, or not from the authority `ca`.
+
+    Args:
+        chain: PEM, the device's certificate first, then its issuers below the authority, if any.
+        key: the device's key.
+        device: the device id.
+        ca: PEM of the pinned authority.
+
+    Raises:
+        EnrolError: enrol.certificate.
+    """
+    try:
+        certificates = x509.load_pem_x509_certificates(chain)
+        authority = x509.load_pem_x509_certificate(ca)
+        names = certificates[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        ours = certificates[0].public_key() == key.public_key() and [n.value for n in names] == [device]
+        for issued, issuer in itertools.pairwise([*(c for c in certificates if c != authority), authority]):
+            issued.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as e:
+        message = f"The control plane did not answer with a certificate of its authority: {type(e).__name__}: {e}."
+        raise EnrolError("enrol.certificate", message) from e
+    if not ours:
+        raise EnrolError("enrol.certificate", f"The control plane certified another key or name than {device!r}'s.")
 
 
 def store_identity(state_dir: Path, files: dict[str, bytes]) -> None:
@@ -135,32 +180,60 @@ def store_identity(state_dir: Path, files: dict[str, bytes]) -> None:
     except OSError as e:
         shutil.rmtree(fresh, ignore_errors=True)
         raise storage_error(e, fresh) from e
+    except StorageError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
 
 
 def replace_certificate(identity: Identity, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
     """Switch key and certificate as a pair: a new folder with both, exchanged by rename.
 
     Raises:
+        EnrolError: enrol.certificate; nothing was written.
         StorageError: storage.full, storage.unwritable; the old pair stays in use.
     """
     folder, fresh = identity.folder, identity.folder.with_name(f"{FOLDER}.new")
     old = identity.folder.with_name(f"{FOLDER}.old")
     try:
+        kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        check_chain(chain, key, identity.device, kept["ca.pem"])
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(folder, fresh)
-        write_durably(fresh / "key.pem", key_pem(key), mode=0o600)
-        write_durably(fresh / "cert.pem", chain, mode=0o600)
+        fresh.mkdir(mode=0o700)
+        # Every file is written anew, and synced: a copy that is still in the page cache dies with the power.
+        for name, data in {**kept, "key.pem": key_pem(key), "cert.pem": chain}.items():
+            write_durably(fresh / name, data, mode=0o600)
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
         fresh.rename(folder)
         sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
+    except KeyError as e:
+        raise _corrupt(folder, e) from e
     except OSError as e:
         raise storage_error(e, fresh) from e
 
 
 def recover_identity(state_dir: Path) -> None:
-    """Finish a certificate switch that was cut between its two renames."""
-    folder, old = state_dir / FOLDER, state_dir / f"{FOLDER}.old"
-    if not folder.exists() and old.is_dir():
-        old.rename(folder)
+    """Finish a certificate switch that was cut, and clear away what it left.
+
+    The switch goes forward where the new folder is whole, which it is once the old one has moved: the server has
+    certified the new key by then.
+
+    Raises:
+        StorageError: storage.full, storage.unwritable.
+    """
+    folder, fresh, old = state_dir / FOLDER, state_dir / f"{FOLDER}.new", state_dir / f"{FOLDER}.old"
+    try:
+        if not folder.exists() and old.is_dir():
+            (fresh if fresh.is_dir() else old).rename(folder)
+            sync_folder(state_dir)
+    except OSError as e:
+        raise storage_error(e, folder) from e
+    if folder.exists():  # without one, a new folder may be an enrolment that is under way
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _corrupt(folder: Path, e: Exception) -> StorageError:
+    message = f"The identity in {folder} can't be read: {type(e).__name__}: {e}."
+    return StorageError("storage.corrupt", message, remedy="Restore it, or move it away and enrol anew.")
