@@ -121,7 +121,7 @@ class MqttLink:
             self.connected.clear()
             # Only a connection that held for a minute proves that the broker is well again.
             attempt = 0 if time.monotonic() - began > 60 else attempt + 1
-            self._stop.wait(random.uniform(0.1, min(RETRY_CAP, RETRY_BASE * 2**attempt)))
+            self._stop.wait(random.uniform(0.1, retry_ceiling(attempt)))
 
     def _connect_once(self) -> None:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -157,3 +157,9 @@ class MqttLink:
         if command.expires and command.expires < time.time():
             return
         self._on_command("check" if verb == "notify" else verb, command)
+
+
+def retry_ceiling(attempt: int) -> float:
+    """The longest pause in seconds before that attempt, from 1: doubles up to `RETRY_CAP`, and stays there for ever."""
+    # Bounded before it is raised: 2**1024 is no float, and a broker can be away for days.
+    return min(RETRY_CAP, RETRY_BASE * (1 << min(attempt, 10)))

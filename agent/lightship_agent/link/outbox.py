@@ -6,12 +6,16 @@ Rules:
 * a broker's PUBACK is not storage: records go only when the server acknowledges their sequence number, or,
   oldest first, when the ring is full, and then they are counted as dropped;
 * one fdatasync per batch; a torn tail is cut off at opening; a broken segment ends where it breaks;
-* a full or read-only disk switches to memory with an alarm flag: serving goes on.
+* a full or read-only disk switches to memory with an alarm flag: serving goes on. Numbers given out in memory would be
+  given out again after a restart, and the server would take the new records for old ones, so memory has its own epoch;
+* a record that no message could carry is not kept: it would block all that come after it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -26,11 +30,17 @@ import msgspec
 
 from lightship_agent.contract.codes import WireError
 from lightship_agent.contract.messages import AnyRecord
-from lightship_agent.contract.wire import decode, encode
+from lightship_agent.contract.wire import MAX_PACKED, decode, encode, pack
+
+log = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 256 * 1024
 _HEAD: Final = struct.Struct("<IIQ")
 _MEMORY_RECORDS: Final = 2_000
+#: What an envelope adds to a record of its own.
+_ENVELOPE_BYTES: Final = 256
+_LAST_SEQ: Final = 2**53
+_EPOCH: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class Outbox:
@@ -47,6 +57,7 @@ class Outbox:
         self._segments: deque[Path] = deque()
         self._next = 1
         self._acked = 0
+        self._folder: Path | None = None  # none in memory
         try:
             self._folder = self._open(folder)
         except OSError:
@@ -57,7 +68,12 @@ class Outbox:
         with self._lock:
             fresh: list[tuple[int, bytes]] = []
             for record in records:
-                fresh.append((self._next, encode(msgspec.structs.replace(record, s=self._next))))
+                raw = encode(msgspec.structs.replace(record, s=self._next))
+                if not _sendable(raw):
+                    log.error("outbox: a %s of %d bytes fits no message", type(record).__name__, len(raw))
+                    self.dropped += 1
+                    continue
+                fresh.append((self._next, raw))
                 self._next += 1
             if not fresh:
                 return
@@ -77,14 +93,17 @@ class Outbox:
         with self._lock:
             oldest = self._records[0][0] if self._records else self._next
             picked = [raw for seq, raw in self._records if seq > after][:limit]
-        return oldest, tuple(decode(raw, AnyRecord) for raw in picked)  # type: ignore[arg-type]
+        return oldest, tuple(_record(raw) for raw in picked)
 
     def acknowledge(self, epoch: str, seq: int) -> None:
         """Forget what the server has stored: everything up to `seq` of this epoch."""
         with self._lock:
-            if epoch != self.epoch or seq <= self._acked:
+            if epoch != self.epoch or not self._acked < seq <= _LAST_SEQ:
                 return
-            self._acked = min(seq, self._next - 1)
+            # The server may know more than we do, where the disk lost what it had promised to keep. Numbers it has
+            # seen must not be used again.
+            self._next = max(self._next, seq + 1)
+            self._acked = seq
             while self._records and self._records[0][0] <= self._acked:
                 self._records.popleft()
             self._remove_finished()
@@ -106,18 +125,19 @@ class Outbox:
 
     def _open(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        epochs = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime_ns)
+        known = [p for p in folder.iterdir() if p.is_dir() and _EPOCH.fullmatch(p.name)]
+        epochs = sorted(known, key=lambda p: p.stat().st_mtime_ns)
         for stale in epochs[:-1]:
             shutil.rmtree(stale)
         home = epochs[-1] if epochs else folder / secrets.token_hex(8)
         home.mkdir(exist_ok=True)
         self.epoch = home.name
-        self._segments.extend(sorted(home.glob("*.seg")))
+        self._segments.extend(sorted(p for p in home.glob("*.seg") if p.stem.isdecimal()))
         for path in self._segments:
             for seq, raw in _read_segment(path):
                 self._records.append((seq, raw))
                 self._next = seq + 1
-            self._next = max(self._next, int(path.stem) if path.stem.isdigit() else 1)
+            self._next = max(self._next, int(path.stem))
         # Sequence numbers of acknowledged, removed segments must not be used again.
         self._acked = (self._records[0][0] if self._records else self._next) - 1
         return home
@@ -125,6 +145,7 @@ class Outbox:
     def _write(self, fresh: list[tuple[int, bytes]]) -> None:
         newest = self._segments[-1] if self._segments else None
         if newest is None or newest.stat().st_size > SEGMENT_BYTES:
+            assert self._folder is not None  # what is on disk has a folder
             newest = self._folder / f"{fresh[0][0]:020d}.seg"
             self._segments.append(newest)
         data = b"".join(_frame(seq, raw) for seq, raw in fresh)
@@ -155,8 +176,33 @@ class Outbox:
                 return
 
     def _go_to_memory(self) -> None:
+        """Go on without the disk, under a new epoch; what waits is numbered anew, and nothing of it stays on disk."""
         self.in_memory = True
-        self.epoch = self.epoch or secrets.token_hex(8)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+        self._segments.clear()
+        self.epoch = secrets.token_hex(8)
+        self._acked = 0
+        waiting = [_record(raw) for _, raw in self._records]
+        self._records = deque(
+            (seq, encode(msgspec.structs.replace(record, s=seq))) for seq, record in enumerate(waiting, start=1)
+        )
+        self._next = len(self._records) + 1
+
+
+def _record(raw: bytes) -> AnyRecord:
+    record: AnyRecord = decode(raw, AnyRecord)  # type: ignore[arg-type]
+    return record
+
+
+def _sendable(raw: bytes) -> bool:
+    if len(raw) <= MAX_PACKED // 2:
+        return True
+    try:
+        return len(pack(msgspec.Raw(raw))) <= MAX_PACKED - _ENVELOPE_BYTES
+    except WireError:
+        return False
 
 
 def _frame(seq: int, raw: bytes) -> bytes:
@@ -174,7 +220,7 @@ def _read_segment(path: Path) -> Iterator[tuple[int, bytes]]:
         if len(raw) < length or zlib.crc32(raw, zlib.crc32(seq.to_bytes(8, "little"))) != crc:
             break
         try:
-            decode(raw, AnyRecord)  # type: ignore[arg-type]
+            _record(raw)
         except WireError:
             break
         yield seq, raw
