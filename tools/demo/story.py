@@ -91,9 +91,8 @@ class Story:
                 made = self.stage.lightship("train", MODEL, "--model", MODEL, "--recipe", str(recipe))
             classes = self.stage.lightship("model", "show", f"{MODEL}@1")["run"]["metrics"]["per_class"]
             weakest = min(classes, key=lambda c: c["f1"])
-            self.say(
-                f"weakest class: {weakest['label']}, precision {weakest['precision']:.2f}, recall {weakest['recall']:.2f}"
-            )
+            scores = f"precision {weakest['precision']:.2f}, recall {weakest['recall']:.2f}"
+            self.say(f"weakest class: {weakest['label']}, {scores}")
             accuracy = made["metrics"]["accuracy"]
             _expect(accuracy >= 0.9, f"accuracy {accuracy:.3f}")
             step.happened = f"accuracy {accuracy:.3f}, registered as version {made['version']}, run {made['run']}"
