@@ -4,7 +4,8 @@ Rules:
 * the response is opened eagerly, so that its status raises where the TUF client expects it;
 * raw iteration without a chunk size, so that a drip feed meets the deadline;
 * an absolute deadline, no redirects, identity encoding, typed errors;
-* downloads resume with Range and If-Range; a 4xx stops, a 5xx or a broken connection is tried again with jitter.
+* downloads resume with Range, which needs no If-Range: a path holds its digest, so what it names never changes;
+* a 4xx stops, a 5xx or a broken connection is tried again with jitter.
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """The agent has (re)started; whatever it was doing was cut."""
+    """The agent has (re)started; whatever it was doing was cut. `absent` are digests the store no longer holds."""
+
+    absent: tuple[str, ...] = ()
 
 
 class PenaltyCleared(msgspec.Struct, frozen=True):
@@ -168,8 +170,8 @@ def step(state: UpdateState, event: Event, now: float) -> Result:
             return _advanced(state)
         case Failed(code, detail):
             return _failed(state, code, detail, now)
-        case Started():
-            return _started(state, now)
+        case Started(absent):
+            return _started(_without(state, absent), now)
         case PenaltyCleared():
             return msgspec.structs.replace(state, penalties={}), ()
 
@@ -244,6 +246,14 @@ def _started(state: UpdateState, now: float) -> Result:
         return msgspec.structs.replace(state, phase="idle", candidate=None), (serve,)
     failed, actions = _failed(state, "update.interrupted", f"cut while {state.phase}", now, blame=True)
     return failed, (serve, *(a for a in actions if not isinstance(a, Restore)))
+
+
+def _without(state: UpdateState, absent: tuple[str, ...]) -> UpdateState:
+    """What the store lost is neither current nor previous, so that the next look at the assignment brings it anew."""
+    current, previous = (t if t is None or t.sha256 not in absent else None for t in (state.current, state.previous))
+    if current is None:
+        current, previous = previous, None
+    return msgspec.structs.replace(state, current=current, previous=previous)
 
 
 def _penalised(penalties: dict[str, Penalty], digest: str, now: float) -> dict[str, Penalty]:

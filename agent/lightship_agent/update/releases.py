@@ -24,6 +24,7 @@ from tuf.api.exceptions import (
     ExpiredMetadataError,
     LengthOrHashMismatchError,
     RepositoryError,
+    SlowRetrievalError,
     UnsignedMetadataError,
 )
 from tuf.api.metadata import Metadata, TargetFile, Targets
@@ -61,6 +62,7 @@ class Releases:
         Raises:
             TrustError: trust.signature, trust.expired, trust.rollback, trust.digest, trust.metadata.
             LinkError: link.unreachable, link.slow.
+            StorageError: storage.full, storage.unwritable.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ class Releases:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise TrustError("trust.metadata", f"The assignment is not a DSSE envelope: {e}.") from e
         if envelope.payload_type != PAYLOAD_TYPE:
-            raise TrustError("trust.metadata", f"Unexpected payload type {envelope.payload_type[:80]!r}.")
+            raise TrustError("trust.metadata", f"Unexpected payload type {str(envelope.payload_type)[:80]!r}.")
         targets = Metadata[Targets].from_file(str(self._folder / "targets.json")).signed
         try:
             targets.verify_delegate(DIRECTOR, envelope.pae(), envelope.signatures)
@@ -144,6 +146,10 @@ def _explain(e: Exception) -> LightshipError:
         return TrustError("trust.digest", text)
     if isinstance(e, RepositoryError):
         return TrustError("trust.metadata", text)
+    if isinstance(e, SlowRetrievalError):
+        return LinkError("link.slow", text)
     if isinstance(e, DownloadError):
         return LinkError("link.unreachable", text)
+    if isinstance(e, OSError):
+        return storage_error(e, Path(e.filename or "the metadata cache"))
     return TrustError("trust.metadata", text)

@@ -64,11 +64,18 @@ class BundleStore:
         return self.path(digest)
 
     def collect_garbage(self, keep: tuple[str, ...]) -> None:
-        """Remove bundles and downloads that nobody refers to."""
+        """Remove bundles and downloads that nobody refers to.
+
+        Raises:
+            StorageError: storage.unwritable.
+        """
         for folder in (self.bundles, self.staging):
-            for path in folder.iterdir():
-                if path.name.partition(".")[0] not in keep:
-                    path.unlink(missing_ok=True)
+            try:
+                for path in folder.iterdir():
+                    if path.name.partition(".")[0] not in keep:
+                        path.unlink(missing_ok=True)
+            except OSError as e:
+                raise storage_error(e, folder) from e
 
 
 class StateFile:
@@ -85,12 +92,10 @@ class StateFile:
             StorageError: storage.corrupt; the file is left for inspection.
         """
         try:
-            data = self.path.read_bytes()
+            return msgspec.json.decode(self.path.read_bytes(), type=UpdateState)
         except FileNotFoundError:
             return UpdateState()
-        try:
-            return msgspec.json.decode(data, type=UpdateState)
-        except msgspec.MsgspecError as e:
+        except (OSError, msgspec.MsgspecError) as e:
             message = f"{self.path} is not an update state: {e}."
             raise StorageError(
                 "storage.corrupt", message, remedy="Move it away; the last bundle is assigned anew."

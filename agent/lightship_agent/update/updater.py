@@ -2,6 +2,8 @@
 
 Rules:
 * one thread; state is made durable before its actions run; every error becomes an event with a code;
+* a step forward that can't be made durable is not taken; a step back is, for the disk then still holds a state from
+  which a restart leads back too;
 * fail points (`LIGHTSHIP_FAIL_POINT=<name>`) kill this process at a named instruction, for the crash tests;
 * nothing here touches the model that serves, except the swap and the restore it is told to do.
 """
@@ -20,10 +22,11 @@ from typing import Any, Protocol
 
 from lightship_agent.contract.assignment import check_assignment
 from lightship_agent.contract.bundle import Bundle, read_bundle
-from lightship_agent.contract.codes import LightshipError, LinkError, UpdateError
+from lightship_agent.contract.codes import LightshipError, LinkError, StorageError, UpdateError
 from lightship_agent.contract.device_api import Paths
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, unpack_transport
 from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.files import storage_error
 from lightship_agent.link.client import ControlPlane
 from lightship_agent.link.identity import Identity
 from lightship_agent.runtime.probe import probe
@@ -75,7 +78,8 @@ class Updater:
         self._file = StateFile(state_dir)
         self.store = BundleStore(state_dir)
         self.state = self._file.load()
-        self._etag = ""
+        self._etag = ""  # of the last envelope that is settled,
+        self._etag_until = 0.0  # and until when it is, in Unix seconds
         self._stop = threading.Event()
         self._poke = threading.Event()
         self._thread = threading.Thread(target=self._run, name="updater", daemon=True)
@@ -85,7 +89,11 @@ class Updater:
 
     def recover(self) -> None:
         """Settle what a restart cut short, and serve what was committed. Call before `start`."""
-        self._apply(m.Started())
+        wanted = [t.sha256 for t in (self.state.current, self.state.previous) if t is not None]
+        absent = tuple(digest for digest in wanted if not self.store.holds(digest))
+        if absent:
+            log.error("update: the store no longer holds %s", ", ".join(d[:12] for d in absent))
+        self._apply(m.Started(absent))
 
     def start(self) -> None:
         """Begin to look for assignments."""
@@ -95,7 +103,8 @@ class Updater:
         """Stop between two steps."""
         self._stop.set()
         self._poke.set()
-        self._thread.join(timeout=10)
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
 
     def poke(self) -> None:
         """Look for an assignment now."""
@@ -118,11 +127,12 @@ class Updater:
         self.trust_code = e.code
 
     def _look(self) -> None:
-        desired = self._plane.desired(self._etag)
+        desired = self._plane.desired(self._etag if time.time() < self._etag_until else "")
         self.reached_at = time.time()
         self.on_acknowledged(desired.acked_epoch, desired.acked_seq)
         if desired.envelope is None:
-            self.trust_code = "" if self.trust_code.startswith("link.") else self.trust_code
+            # Nothing is wanted of us, or what is settled: whatever stood in the way before, nothing does now.
+            self.trust_code = ""
             return
         from .releases import Releases  # heavy, and only needed when there is something new
 
@@ -136,50 +146,72 @@ class Updater:
         self._releases = releases
         self._apply(m.Assigned(m.Target.of(assignment)))
         # Only what is settled need not be sent again: a failed try comes back with the next look.
-        if self._settled(assignment.sha256):
-            self._etag = sha256_hex(desired.envelope)[:32]
+        self._etag, self._etag_until = sha256_hex(desired.envelope)[:32], self._settled_until(assignment.sha256)
 
-    def _settled(self, digest: str) -> bool:
-        current, penalty = self.state.current, self.state.penalties.get(digest, m.Penalty())
-        return (current is not None and current.sha256 == digest) or time.time() < penalty.until
+    def _settled_until(self, digest: str) -> float:
+        if self.state.current is not None and self.state.current.sha256 == digest:
+            return float("inf")
+        return self.state.penalties.get(digest, m.Penalty()).until
 
     def _apply(self, event: m.Event) -> None:
         """Run the machine until it rests: durable state first, then its actions, whose outcome is the next event."""
         pending: m.Event | None = event
         while pending is not None:
             before = self.state
-            self.state, actions = m.step(before, pending, time.time())
-            if self.state != before:
-                fail_point(f"before-save-{self.state.phase}")
-                self._file.save(self.state)
-                fail_point(f"after-save-{self.state.phase}")
+            after, actions = m.step(before, pending, time.time())
+            try:
+                self._save(before, after)
+            except StorageError as e:
+                if not isinstance(pending, m.Failed | m.Started):
+                    if before.candidate is None:
+                        raise
+                    pending = m.Failed(e.code, str(e)[:1_000])
+                    continue
+                log.warning("update: %s: %s", e.code, e)
+            self.state = after
             pending = None
             for action in actions:
                 pending = self._perform(action) or pending
 
+    def _save(self, before: m.UpdateState, after: m.UpdateState) -> None:
+        if after != before:
+            fail_point(f"before-save-{after.phase}")
+            self._file.save(after)
+            fail_point(f"after-save-{after.phase}")
+
     def _perform(self, action: m.Action) -> m.Event | None:
+        """Carry out one action; what follows from it, if anything."""
         try:
-            match action:
-                case m.Fetch(target):
-                    self._fetch(target)
-                case m.Try(target):
-                    self._try(target)
-                case m.Swap(target):
-                    self._swap(target)
-                case m.Reach():
-                    self._reach()
-                case m.Restore(target):
-                    self._restore(target)
-                    return None
-                case m.CollectGarbage(keep):
-                    self.store.collect_garbage(keep)
-                    return None
-                case m.Report():
-                    self._host.report(action)
-                    return None
+            return self._carry_out(action)
         except LightshipError as e:
-            log.warning("update: %s: %s", e.code, e)
-            return m.Failed(e.code, str(e)[:1_000])
+            error = e
+        except OSError as e:
+            error = storage_error(e, self._dir)
+        except Exception as e:  # whatever it was: an attempt that nobody ends would stop all updates for good
+            log.exception("update: unexpected error")
+            error = UpdateError("update.swap", f"Unexpected: {type(e).__name__}: {e}.")
+        log.warning("update: %s: %s", error.code, error)
+        return m.Failed(error.code, str(error)[:1_000])
+
+    def _carry_out(self, action: m.Action) -> m.Event | None:
+        match action:
+            case m.Fetch(target):
+                self._fetch(target)
+            case m.Try(target):
+                self._try(target)
+            case m.Swap(target):
+                self._swap(target)
+            case m.Reach():
+                self._reach()
+            case m.Restore(target):
+                self._restore(target)
+                return None
+            case m.CollectGarbage(keep):
+                self.store.collect_garbage(keep)
+                return None
+            case m.Report():
+                self._host.report(action)
+                return None
         return m.Advanced()
 
     def _fetch(self, target: m.Target) -> None:
@@ -224,7 +256,9 @@ class Updater:
     def _reach(self) -> None:
         end = time.monotonic() + self._timing.reach
         while not self._plane.reachable():
-            if time.monotonic() > end or self._stop.wait(1.0):
+            if self._stop.wait(1.0):
+                raise UpdateError("update.interrupted", "The agent was stopped before the control plane was reached.")
+            if time.monotonic() > end:
                 message = f"The control plane did not answer within {self._timing.reach:.0f} s of the swap."
                 raise UpdateError("update.server-unreachable", message)
 
