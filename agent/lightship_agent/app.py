@@ -12,7 +12,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import onnxruntime
 
 from . import __version__
 from .contract.bundle import Bundle
-from .contract.codes import LightshipError, UpdateError
+from .contract.codes import LightshipError, StorageError, UpdateError, WireError
 from .contract.messages import AnyRecord, Command, Envelope, Heartbeat, Update
 from .contract.wire import pack
 from .files import write_durably
@@ -46,6 +46,7 @@ from .update.updater import Timing, Updater
 log = logging.getLogger(__name__)
 
 BATCH_RECORDS = 50
+#: Beyond the interval at which we ask, and are told, what has been stored.
 RESEND_SECONDS = 15.0
 #: Reports that matter at once are sent without waiting for the next report interval.
 TICK_SECONDS = 1.0
@@ -86,7 +87,8 @@ class Agent:
         self._http.bind()
         self._boot = self._next_boot()
         self._outbox = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000)
-        self._sender = Sender(self._outbox, self._boot, self._started)
+        patience = settings.poll_seconds + RESEND_SECONDS
+        self._sender = Sender(self._outbox, self._boot, self._started, patience=patience)
         self._control = ControlPlane(self._identity)
         timing = Timing(poll=settings.poll_seconds, soak=settings.soak_seconds, reach=settings.reach_seconds)
         self._updater = Updater(self._dir, self._identity, self._control, self, timing)
@@ -128,7 +130,10 @@ class Agent:
         self._updater.stop()
         self._reporter.join(timeout=10)
         self._keep(self._monitor.flush(_now_ms()))
-        self._send()
+        try:
+            self._send()
+        except LightshipError as e:  # what can't be delivered now waits in the outbox for the next start
+            log.info("close: %s: %s", e.code, e)
         if self._mqtt is not None:
             self._mqtt.stop()
         self._control.close()
@@ -150,7 +155,7 @@ class Agent:
         )
 
     def serve(self, bundle: Bundle) -> None:
-        """Load and serve from now on; an already resident model is served again at once.
+        """Load it and serve it, and nothing else, from now on; an already resident model is served again at once.
 
         Raises:
             UpdateError: update.swap.
@@ -162,8 +167,13 @@ class Agent:
             raise
         except Exception as e:  # whatever the runtime raises, the old model must go on serving
             raise UpdateError("update.swap", f"The model can't be loaded: {type(e).__name__}: {e}.") from e
-        previous = self._plane.install(model)
-        self._resident = {m.digest: m for m in (model, previous) if m is not None}
+        before = self._plane.models()
+        self._plane.install(model)
+        for other in before:
+            # A device runs the one model it was told to run, also when the next one has another name.
+            if other.name != model.name:
+                self._plane.remove(other.name)
+        self._resident = {m.digest: m for m in (*before, model)}
         trim_memory()
         log.info("serving %s version %d (%s)", model.name, model.version, model.digest[:12])
         self._urgent.set()
@@ -216,7 +226,10 @@ class Agent:
 
     def _keep(self, records: Sequence[AnyRecord]) -> None:
         # Positions first: a cut in between skips a window number, and never uses one twice.
-        write_durably(self._dir / "windows.json", msgspec.json.encode(self._monitor.positions()))
+        try:
+            write_durably(self._dir / "windows.json", msgspec.json.encode(self._monitor.positions()))
+        except StorageError as e:  # a full disk must not silence the device: the outbox goes on in memory
+            log.warning("report: %s: %s", e.code, e)
         self._outbox.append(records)
 
     def _send(self) -> None:
@@ -231,7 +244,7 @@ class Agent:
             return True
         if self._mqtt is not None and time.monotonic() - self._mqtt_seen < HTTPS_FALLBACK_SECONDS:
             return False
-        self._control.post_telemetry(packed)
+        self._outbox.acknowledge(*self._control.post_telemetry(packed))
         return True
 
     def _heartbeat(self) -> Heartbeat:
@@ -319,9 +332,13 @@ class Agent:
 
     def _next_boot(self) -> int:
         path = self._dir / "boot"
-        before = int(path.read_text()) if path.exists() and path.read_text().isdigit() else 0
-        write_durably(path, str(before + 1).encode())
-        return before + 1
+        said = path.read_text(errors="replace") if path.exists() else ""
+        boot = 1 + (int(said) if said.isdecimal() else 0)
+        try:
+            write_durably(path, str(boot).encode())
+        except StorageError as e:  # a full disk must not keep the device from serving
+            log.warning("boot: %s: %s", e.code, e)
+        return boot
 
     def _load_positions(self) -> dict[str, int]:
         try:
@@ -331,26 +348,59 @@ class Agent:
 
 
 class Sender:
-    """Which records go next: everything after the last one sent; from the last acknowledged one again after a while."""
+    """Which records go next: everything after the last one sent; from the last acknowledged one again after a while.
 
-    def __init__(self, outbox: Outbox, boot: int, started: float) -> None:
-        """Begin at what the server has acknowledged."""
+    Args:
+        outbox: what waits to be stored by the server.
+        boot: the boot counter.
+        started: monotonic seconds at the start of the agent.
+        patience: seconds without progress after which what was sent counts as lost. It must be longer than the
+            interval at which the server's acknowledgement is heard, or all would be sent many times.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        boot: int,
+        started: float,
+        *,
+        patience: float = RESEND_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._outbox = outbox
         self._boot = boot
         self._started = started
-        self._sent = outbox.acked
+        self._patience = patience
+        self._clock = clock
+        self._begin()
+
+    def _begin(self) -> None:
+        self._epoch = self._outbox.epoch
+        self._sent = self._outbox.acked
         self._pending = self._sent
-        self._progress = (outbox.acked, time.monotonic())
+        self._progress = (self._sent, self._clock())
 
     def next_batch(self) -> bytes | None:
         """The packed envelope to send next, or None."""
+        if self._outbox.epoch != self._epoch:
+            self._begin()
         self._resend_if_stalled()
         oldest, records = self._outbox.read(self._sent, BATCH_RECORDS)
-        if not records:
+        if not records or self._outbox.epoch != self._epoch:
             return None
-        self._pending = records[-1].s
-        uptime = int((time.monotonic() - self._started) * 1_000)
-        return pack(Envelope(e=self._outbox.epoch, b=self._boot, us=uptime, lo=oldest, r=records))
+        uptime = int((self._clock() - self._started) * 1_000)
+        while True:
+            envelope = Envelope(e=self._epoch, b=self._boot, us=uptime, lo=oldest, r=records)
+            try:
+                packed = pack(envelope)
+            except WireError:
+                if len(records) == 1:
+                    raise  # the outbox keeps no record that fits no message
+                records = records[: len(records) // 2]
+                continue
+            self._pending = records[-1].s
+            return packed
 
     def sent(self) -> None:
         """The last batch was handed over; whether it was stored, the server will say."""
@@ -359,11 +409,11 @@ class Sender:
     def _resend_if_stalled(self) -> None:
         acked, since = self._progress
         if self._outbox.acked != acked or self._outbox.acked >= self._sent:
-            self._progress = (self._outbox.acked, time.monotonic())
+            self._progress = (self._outbox.acked, self._clock())
             self._sent = max(self._sent, self._outbox.acked)
-        elif time.monotonic() - since > RESEND_SECONDS:
+        elif self._clock() - since > self._patience:
             self._sent = self._outbox.acked
-            self._progress = (acked, time.monotonic())
+            self._progress = (acked, self._clock())
 
 
 def notify_systemd(message: str) -> None:

@@ -90,13 +90,11 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
 
     url = options.url or f"http://{settings.http_host}:{settings.http_port}"
     try:
-        reply = httpx.get(f"{url}/v2/health", timeout=5.0)
-        said = reply.json()
-    except (httpx.HTTPError, ValueError) as e:
-        from .contract.codes import LinkError
-
-        message = f"No agent answers on {url}: {e}."
-        raise LinkError("link.unreachable", message, remedy="Is it running? Give its address with --url.") from e
+        said = httpx.get(f"{url}/v2/health", timeout=5.0).json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as e:
+        raise _no_agent(url, f"{type(e).__name__}: {e}") from e
+    if not isinstance(said, dict) or not {"device", "running", "update", "link"} <= set(said):
+        raise _no_agent(url, "something else does")
     if options.json:
         _show(said, as_json=True)
         return 0
@@ -115,6 +113,13 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         as_json=False,
     )
     return 0
+
+
+def _no_agent(url: str, found: str) -> LightshipError:
+    from .contract.codes import LinkError
+
+    remedy = "Is it running? Give its address with --url."
+    return LinkError("link.unreachable", f"No agent answers on {url}: {found}.", remedy=remedy)
 
 
 def _verify(options: argparse.Namespace, settings: Settings) -> int:
