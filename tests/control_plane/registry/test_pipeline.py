@@ -14,6 +14,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sqlalchemy import select
 from tests.control_plane.things import ACTOR, make_champion
 
+from lightship.convert.converter import convert
 from lightship.data.dataset import Dataset, from_arrays
 from lightship.home import Home
 from lightship.registry import pipeline, release, versions
@@ -168,9 +169,9 @@ def test_a_force_with_a_reason_registers_and_says_so_in_the_log(cellar: Home) ->
 def test_a_model_that_computes_something_else_on_the_device_can_not_be_forced(
     cellar: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, data = pipeline.convert, wine()
+    data = wine()
     liar = RandomForestClassifier(n_estimators=5, random_state=0).fit(data.x.copy(), (data.y + 1) % 3)
-    monkeypatch.setattr(pipeline, "convert", lambda _fitted, *rest: honest(liar, *rest))
+    monkeypatch.setattr(pipeline, "convert", lambda _fitted, *rest: convert(liar, *rest))
     with pytest.raises(ConvertError) as e:
         train(cellar, force_reason=REASON)
     assert e.value.code == "convert.parity"

@@ -25,6 +25,7 @@ from lightship_agent.contract.codes import LightshipError, ReleaseError, Storage
 from lightship_agent.contract.device_api import Paths
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, unpack_transport
 from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.files import write_durably
 from lightship_agent.link.client import ControlPlane
 from lightship_agent.update.fetcher import download
 from lightship_agent.update.releases import Releases
@@ -125,7 +126,7 @@ class CuttableDisk:
     """Writes as ever, until as many writes were made as are allowed."""
 
     def __init__(self) -> None:
-        self.honest = repository.write_durably
+        self.honest = write_durably
         self.wrote, self.allowed = 0, -1
 
     def __call__(self, path: Path, data: bytes, *, mode: int = 0o644) -> None:
