@@ -201,10 +201,14 @@ def advance(session: Session, row: RolloutRow, keys: KeyFolder, bundle_of: Bundl
     if after.status != state.status:
         detail = {"from": state.status, "to": after.status, "reason": after.reason}
         audit.append(session, actor=ACTOR, verb="rollout.transition", subject=row.id, detail=detail)
+    if after.status == "rolled-back" and state.status != "rolled-back":
+        # It challenged and lost.
+        versions.drop_alias(session, plan.model, "challenger", plan.version, actor=ACTOR)
     poked: list[str] = []
     for action in actions:
         poked.extend(_carry_out(session, row, plan, action, keys))
-    poked.extend(_revert_stragglers(session, row, plan, after, keys))
+    if "rolling-back" in (state.status, after.status):
+        poked.extend(_revert_stragglers(session, row, plan, after, keys))
     return tuple(poked)
 
 
@@ -333,6 +337,7 @@ def _carry_out(session: Session, row: RolloutRow, plan: r.Plan, action: r.Action
             return _revert(session, row, plan, devices, keys)
         case r.Promote():
             versions.set_alias(session, plan.model, "champion", plan.version, actor=ACTOR)
+            versions.drop_alias(session, plan.model, "challenger", plan.version, actor=ACTOR)
     return ()
 
 
@@ -348,8 +353,8 @@ def _revert(
 def _revert_stragglers(
     session: Session, row: RolloutRow, plan: r.Plan, state: r.RolloutState, keys: KeyFolder
 ) -> tuple[str, ...]:
-    """After an abort by hand: assign the previous version to devices still told to run this one."""
-    if state.status != "rolling-back" or not plan.previous_version:
+    """After an abort by hand: assign the previous version to devices still told to run this one, even if none does."""
+    if not plan.previous_version:
         return ()
     query = select(AssignmentRow.device).where(
         AssignmentRow.device.in_(list(state.assigned_at)), AssignmentRow.rollout == row.id

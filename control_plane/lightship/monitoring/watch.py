@@ -109,6 +109,8 @@ def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]
         state, actions = p.decide(state, keyed, fleet, model=model, now=now / 1_000, settings=watch.policy)
         for action in actions:
             _carry_out(session, action, model, now)
+        if state.fleet is None:
+            _close_fleet_alarms(session, model, now)
     if row is None:
         row = PolicyRow(model=model, state=b"")
         session.add(row)
@@ -257,6 +259,13 @@ def _close(session: Session, key: p.StreamKey, now: int, reason: str) -> None:
     for alarm in _open_alarms(session, key):
         alarm.closed_at = now
         audit.append(session, actor=ACTOR, verb="alarm.close", subject=alarm.id, detail={"reason": reason})
+
+
+def _close_fleet_alarms(session: Session, model: str, now: int) -> None:
+    query = select(Alarm).where(Alarm.kind == "fleet", Alarm.model == model, Alarm.closed_at.is_(None))
+    for alarm in session.scalars(query):
+        alarm.closed_at = now
+        audit.append(session, actor=ACTOR, verb="alarm.close", subject=alarm.id, detail={"reason": "the fleet is well"})
 
 
 def _open_alarms(session: Session, key: p.StreamKey) -> list[Alarm]:

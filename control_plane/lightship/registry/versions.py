@@ -85,6 +85,17 @@ def set_alias(session: Session, model: str, alias: str, version: int, *, actor: 
     audit.append(session, actor=actor, verb="model.alias", subject=model, detail=detail)
 
 
+def drop_alias(session: Session, model: str, alias: str, version: int, *, actor: str) -> None:
+    """Take `alias` away, if it points to `version`."""
+    row = session.get(Alias, (model, alias))
+    if row is None or row.version != version:
+        return
+    session.delete(row)
+    session.flush()
+    detail = {"alias": alias, "version": None, "before": version}
+    audit.append(session, actor=actor, verb="model.alias", subject=model, detail=detail)
+
+
 def listed(session: Session, model: str = "") -> list[ModelVersion]:
     """All versions, of one model or of all."""
     query = select(ModelVersion).order_by(ModelVersion.model, ModelVersion.version)
