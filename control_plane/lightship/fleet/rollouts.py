@@ -192,9 +192,10 @@ def intervene(session: Session, rollout: str, what: str, *, actor: str, reason: 
 
 def advance(session: Session, row: RolloutRow, keys: KeyFolder, bundle_of: BundleOf) -> tuple[str, ...]:
     """One step of a rollout: judge, decide, assign; the devices to poke after commit."""
-    plan, state, now = _with_a_way_back(session, plan_of(row)), state_of(row), audit.now_ms() / 1_000
+    plan, state, now = plan_of(row), state_of(row), audit.now_ms() / 1_000
     known = facts(session, row.id, plan)
     verdict = _gate(session, row, plan, state, bundle_of)
+    plan = _with_a_way_back(session, plan)
     after, actions = r.step(plan, state, known, verdict, now)
     if after != state:
         _store(row, after)

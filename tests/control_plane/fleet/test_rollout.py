@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 import pytest
@@ -19,6 +19,7 @@ from lightship.fleet.rollout import (
     Revert,
     RolloutState,
     Rules,
+    Status,
     Verdict,
     WaveSpec,
     abort,
@@ -436,15 +437,16 @@ def test_a_rollback_that_hangs_can_be_given_up_but_not_begun_again() -> None:
 
 
 @pytest.mark.parametrize("status", ["completed", "rolled-back", "aborted"])
-def test_what_is_over_is_over(status: str) -> None:
+def test_what_is_over_is_over(status: Status) -> None:
     fleet = Fleet(plan_for(("a",)))
-    over = msgspec.structs.replace(fleet.state, status=status)  # type: ignore[arg-type]
-    for act in (
+    over = msgspec.structs.replace(fleet.state, status=status)
+    acts: list[Callable[[], object]] = [
         lambda: pause(over, ""),
         lambda: resume(fleet.plan, over, fleet.facts, 0.0),
         lambda: abort(fleet.plan, over, revert=False, reason="", now=0.0),
         lambda: abort(fleet.plan, over, revert=True, reason="", now=0.0),
-    ):
+    ]
+    for act in acts:
         with pytest.raises(FleetError, match=status) as e:
             act()
         assert e.value.code == "fleet.rollout-state"
