@@ -209,6 +209,9 @@ def replace_certificate(identity: Identity, key: ec.EllipticCurvePrivateKey, cha
         shutil.rmtree(old, ignore_errors=True)
     except KeyError as e:
         raise _corrupt(folder, e) from e
+    except StorageError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     except OSError as e:
         raise storage_error(e, fresh) from e
 
