@@ -25,7 +25,7 @@ from .contract.bundle import Bundle
 from .contract.codes import LightshipError, StorageError, UpdateError, WireError
 from .contract.messages import AnyRecord, Command, Envelope, Heartbeat, Update
 from .contract.wire import pack
-from .files import write_durably
+from .files import sweep, write_durably
 from .link import enrol, identity
 from .link.client import ControlPlane
 from .link.mqtt import MqttLink
@@ -68,6 +68,7 @@ class Agent:
         """
         self._settings = settings
         self._dir = settings.state_dir
+        sweep(self._dir)
         identity.recover_identity(self._dir)
         self._identity = identity.load_identity(self._dir)
         self._started = time.monotonic()

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -36,6 +37,25 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         sync_folder(path.parent)
     except OSError as e:
         raise storage_error(e, path) from e
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that writers left in `folder` when they were killed; those of the living stay."""
+    for path in folder.glob(".*.tmp"):
+        pid = path.name.rpartition(".tmp")[0].rpartition(".")[2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            with contextlib.suppress(OSError):  # a leftover is no reason not to start
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from lightship_agent import files
 from lightship_agent.contract.codes import StorageError
 from lightship_agent.contract.wire import sha256_hex
-from lightship_agent.files import storage_error, write_durably
+from lightship_agent.files import storage_error, sweep, write_durably
 from lightship_agent.update.machine import UpdateState
 from lightship_agent.update.store import BundleStore, StateFile
 
@@ -100,9 +102,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
 
 def test_a_file_limit_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     path = tmp_path / "state"
     write_durably(path, b"old")
     program = (
@@ -120,6 +119,20 @@ def test_a_file_limit_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Pat
     assert done.stdout.strip() == "storage.full"
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+def test_what_killed_writers_left_is_swept_and_what_living_ones_write_is_not(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    ours, theirs = tmp_path / f".state.{os.getpid()}.tmp", tmp_path / f".state.{gone.pid}.tmp"
+    others = [tmp_path / n for n in (".state.x.tmp", ".tmp", "state.1.tmp", f".state.{10**30}.part", "state")]
+    for path in (ours, theirs, *others):
+        path.write_bytes(b"half")
+
+    sweep(tmp_path)
+
+    assert not theirs.exists()
+    assert all(p.exists() for p in (ours, *others))
 
 
 def test_the_mode_of_a_secret_is_its_owners_alone(tmp_path: Path) -> None:

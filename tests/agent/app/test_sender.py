@@ -1,0 +1,162 @@
+"""What goes next: each record once while the server keeps up, and again only when it was lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from lightship_agent.app import BATCH_RECORDS, Sender
+from lightship_agent.contract.messages import Envelope, Heartbeat, Window
+from lightship_agent.contract.wire import MAX_PACKED, unpack
+from lightship_agent.link.outbox import Outbox
+
+PATIENCE = 915.0
+
+
+class Bench:
+    """A sender over a real outbox, and a clock to turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 1_000.0
+        self.outbox = Outbox(folder / "outbox", limit_bytes=50_000_000)
+        self.sender = Sender(self.outbox, 4, 990.0, patience=PATIENCE, clock=lambda: self.now)
+
+    def beat(self, n: int = 1) -> None:
+        self.outbox.append([Heartbeat(s=1, t=1) for _ in range(n)])
+
+    def next(self) -> Envelope | None:
+        packed = self.sender.next_batch()
+        return None if packed is None else unpack(packed, Envelope)
+
+    def send_all(self) -> list[int]:
+        """The numbers that go out now, all of them taken by the other side."""
+        gone: list[int] = []
+        while (envelope := self.next()) is not None:
+            gone += [r.s for r in envelope.r]
+            self.sender.sent()
+        return gone
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_an_envelope_says_who_sends_and_what_is_left(bench: Bench) -> None:
+    bench.beat(3)
+    bench.outbox.acknowledge(bench.outbox.epoch, 1)
+
+    envelope = bench.next()
+
+    assert envelope is not None
+    assert (envelope.e, envelope.b, envelope.us, envelope.lo) == (bench.outbox.epoch, 4, 10_000, 2)
+    assert [r.s for r in envelope.r] == [2, 3]
+
+
+def test_what_was_handed_over_is_not_sent_again_while_we_wait(bench: Bench) -> None:
+    bench.beat(2)
+    assert bench.send_all() == [1, 2]
+    for _ in range(60):
+        bench.now += 15
+        assert bench.send_all() == []
+    bench.beat()
+    assert bench.send_all() == [3]
+
+
+def test_what_was_not_handed_over_stays_next(bench: Bench) -> None:
+    bench.beat(2)
+    first, again = bench.next(), bench.next()
+
+    assert first is not None
+    assert again is not None
+    assert first.r == again.r
+
+
+def test_without_progress_everything_unacknowledged_goes_again_and_once(bench: Bench) -> None:
+    bench.beat(3)
+    bench.send_all()
+    bench.outbox.acknowledge(bench.outbox.epoch, 1)
+    assert bench.send_all() == []
+
+    bench.now += PATIENCE + 1
+
+    assert bench.send_all() == [2, 3]
+    assert bench.send_all() == []
+    bench.now += PATIENCE + 1
+    assert bench.send_all() == [2, 3]
+
+
+def test_a_server_that_keeps_up_is_never_sent_anything_twice(bench: Bench) -> None:
+    gone: list[int] = []
+    for _ in range(50):
+        bench.beat(2)
+        gone += bench.send_all()
+        bench.now += 300
+        bench.outbox.acknowledge(bench.outbox.epoch, gone[-1] - 1)
+
+    assert gone == list(range(1, 101))
+
+
+def test_many_records_go_in_batches(bench: Bench) -> None:
+    bench.beat(2 * BATCH_RECORDS + 1)
+    sizes = []
+    while (envelope := bench.next()) is not None:
+        sizes.append(len(envelope.r))
+        bench.sender.sent()
+
+    assert sizes == [BATCH_RECORDS, BATCH_RECORDS, 1]
+
+
+def test_wide_windows_go_in_smaller_batches_and_block_nothing(bench: Bench) -> None:
+    chance = random.Random(5)
+    windows = [
+        Window(
+            s=1, t=1, model="m", version=1, digest="a" * 64, schema="b" * 64, w=w, opened=1, rows=1,
+            counts=tuple(chance.randrange(2**31) for _ in range(10_000)),
+        )
+        for w in range(20)
+    ]  # fmt: skip
+    bench.outbox.append(windows)
+
+    packed, gone = [], []
+    while (batch := bench.sender.next_batch()) is not None:
+        packed.append(len(batch))
+        gone += [r.s for r in unpack(batch, Envelope).r]
+        bench.sender.sent()
+
+    assert gone == list(range(1, 21))
+    assert len(packed) > 1
+    assert max(packed) <= MAX_PACKED
+
+
+def test_windows_that_pack_well_are_still_within_what_the_server_inflates(bench: Bench) -> None:
+    counts = tuple([2**40] * 90_000)
+    bench.outbox.append(
+        Window(s=1, t=1, model="m", version=1, digest="a" * 64, schema="b" * 64, w=w, opened=1, rows=1, counts=counts)
+        for w in range(12)
+    )
+
+    assert bench.send_all() == list(range(1, 13))
+
+
+def test_an_outbox_that_went_to_memory_is_sent_from_its_new_beginning(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.beat(3)
+    assert bench.send_all() == [1, 2, 3]
+    old = bench.outbox.epoch
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    bench.beat()
+
+    envelope = bench.next()
+    assert envelope is not None
+    assert envelope.e != old
+    assert [r.s for r in envelope.r] == [1, 2, 3, 4]
