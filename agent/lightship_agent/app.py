@@ -213,16 +213,11 @@ class Agent:
         while not self._stop.is_set():
             urgent = self._urgent.wait(TICK_SECONDS)
             self._urgent.clear()
-            try:
-                if urgent or time.monotonic() >= due:
-                    due = time.monotonic() + self._settings.report_seconds
-                    self._keep([*self._monitor.collect(_now_ms()), self._heartbeat()])
-                    self._renew_certificate()
-                self._send()
-            except LightshipError as e:
-                log.warning("report: %s: %s", e.code, e)
-            except Exception:  # reporting must go on, whatever one report met
-                log.exception("report: unexpected error")
+            if urgent or time.monotonic() >= due:
+                due = time.monotonic() + self._settings.report_seconds
+                _whatever_happens(lambda: self._keep([*self._monitor.collect(_now_ms()), self._heartbeat()]))
+                _whatever_happens(self._renew_certificate)
+            _whatever_happens(self._send)
             notify_systemd("WATCHDOG=1")
 
     def _keep(self, records: Sequence[AnyRecord]) -> None:
@@ -415,6 +410,16 @@ class Sender:
         elif self._clock() - since > self._patience:
             self._sent = self._outbox.acked
             self._progress = (acked, self._clock())
+
+
+def _whatever_happens(step: Callable[[], None]) -> None:
+    """Take a step of reporting: none may keep the others from being taken, now or later."""
+    try:
+        step()
+    except LightshipError as e:
+        log.warning("report: %s: %s", e.code, e)
+    except Exception:  # whatever it met, the device must not fall silent
+        log.exception("report: unexpected error")
 
 
 def notify_systemd(message: str) -> None:
