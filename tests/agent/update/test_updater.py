@@ -575,13 +575,20 @@ def test_a_control_plane_that_is_gone_after_the_swap_brings_the_old_model_back(f
 
 
 @pytest.mark.parametrize("phase", ["soaking", "reaching"])
-def test_a_graceful_stop_takes_the_new_model_back_and_blames_nobody(field: Field, phase: str) -> None:
+def test_a_graceful_stop_takes_the_new_model_back_and_blames_nobody(
+    field: Field, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
     device, first = committed(field, soak=30.0 if phase == "soaking" else 0.0, reach=30.0)
     second = field.release(2, flip=True)
     field.assign("press-1", second)
+
+    def stopped_meanwhile(*_: str) -> int:
+        device.updater._stop.set()
+        return 0
+
+    monkeypatch.setattr(device.host, "failures", stopped_meanwhile)
     if phase == "reaching":
-        field.fault("/v1/ping", status=503)
-    device.updater._stop.set()
+        monkeypatch.setattr(device.control, "reachable", stopped_meanwhile)
 
     failed(field, device, first, "update.interrupted")
 
