@@ -25,8 +25,9 @@ Start = Callable[..., Agent]
 
 
 @pytest.fixture
-def make_agent(field: Field, tmp_path: Path) -> Iterator[Start]:
+def make_agent(field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """`make_agent(name="press-1", start=False, **settings)`: an agent in this process; those started are closed."""
+    monkeypatch.setattr(app, "TICK_SECONDS", 0.1)
     made: list[tuple[Agent, bool]] = []
 
     def make(name: str = "press-1", *, start: bool = False, **settings: str) -> Agent:

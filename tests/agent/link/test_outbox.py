@@ -347,13 +347,13 @@ def test_no_number_is_given_out_twice_after_a_time_in_memory(
     field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field.enrolled("press-1")
-    stored = []
+    stored: list[list[tuple[str, int]]] = []  # and its length is the server's clock
 
     def deliver(outbox: Outbox, after: int = 0) -> None:
         oldest, records = outbox.read(after, 100)
         envelope = Envelope(e=outbox.epoch, b=1, us=1, lo=oldest, r=records)
         with field.home.database.write() as session:
-            assert ingest.receive(session, "press-1", "tele", encode(envelope), 1) == ""
+            assert ingest.receive(session, "press-1", "tele", encode(envelope), len(stored)) == ""
             epoch, _, seq = ingest.acknowledged(session, "press-1").partition(":")
             stored.append([(c.epoch, c.next_seq) for c in session.query(DeviceEpoch)])
         outbox.acknowledge(epoch, int(seq))
