@@ -1,0 +1,141 @@
+"""The shell around the drift deciders: each window judged once, and no device in the way of another."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+from tests.agent.conftest import answers
+from tests.control_plane.things import add_device, register, reports_running
+
+from lightship.home import Home
+from lightship.monitoring.drift import DriftSettings
+from lightship.monitoring.policy import PolicySettings
+from lightship.monitoring.watch import Watch, watch_model
+from lightship.registry.bundles import BundleCache
+from lightship.storage.models import Alarm, Device, ModelVersion, PolicyRow, WindowRow
+from lightship_agent.contract.bundle import read_bundle
+from lightship_agent.contract.profile import Binner, count_outputs
+from lightship_agent.contract.wire import encode
+
+DEVICES = ("pump-1", "pump-2", "pump-3")
+ROWS = 100
+
+
+@pytest.fixture
+def fleet(home: Home) -> Home:
+    version = register(home, 1)
+    for device in DEVICES:
+        add_device(home, device)
+        reports_running(home, device, version)
+    return home
+
+
+def version_of(home: Home) -> ModelVersion:
+    with home.database.read() as session:
+        return session.get_one(ModelVersion, ("pump", 1))
+
+
+def window(home: Home, device: str, w: int, *, shift: float = 0.0, **changes: Any) -> None:
+    """What ingest stores of a window of rows like those of training, or shifted ones."""
+    version = version_of(home)
+    bundle = read_bundle(home.artifacts.get(version.digest))
+    rng = np.random.default_rng([w, int(device[-1])])
+    rows = rng.normal(size=(ROWS, 4)).astype(np.float32)
+    rows[:, 2] += np.float32(shift)
+    said = answers(bundle.model, rows, bundle.manifest.outputs)
+    predictions, scores = count_outputs(said["label"], said["probabilities"], 2)
+    facts: dict[str, Any] = {
+        "counts": encode(tuple(int(c) for c in Binner(bundle.profile.features).count(rows))),
+        "predictions": predictions.tolist(),
+        "scores": encode(tuple(int(s) for s in scores)),
+        "digest": version.digest,
+        **changes,
+    }
+    row = WindowRow(
+        device=device, w=w, model="pump", version=1, opened_at=1_000 * w, closed_at=1_000 * w + 999, rows=ROWS, **facts
+    )
+    with home.database.write() as session:
+        session.add(row)
+
+
+def judge(home: Home) -> int:
+    drift = DriftSettings(levels=4, budget=1.0, horizon_windows=1_000)
+    watch = Watch(bundle_of=BundleCache(home.artifacts), drift=drift, policy=PolicySettings())
+    return watch_model(home.database, watch, "pump")
+
+
+def device(home: Home, name: str) -> Device:
+    with home.database.read() as session:
+        return session.get_one(Device, name)
+
+
+def unjudged(home: Home) -> set[str]:
+    with home.database.read() as session:
+        return set(session.scalars(select(WindowRow.device).where(WindowRow.judged.is_(False))))
+
+
+def test_each_window_is_judged_once_and_the_verdict_is_plain_json(fleet: Home) -> None:
+    for w in range(3):
+        for name in DEVICES:
+            window(fleet, name, w)
+    assert (judge(fleet), judge(fleet)) == (9, 0)
+    window(fleet, "pump-1", 3)
+    assert judge(fleet) == 1
+    for name in DEVICES:
+        verdict = device(fleet, name).verdict
+        assert verdict["digest"] == version_of(fleet).digest
+        json.dumps(verdict, allow_nan=False)
+
+
+def test_with_nothing_new_nothing_is_written(fleet: Home) -> None:
+    assert judge(fleet) == 0
+    with fleet.database.read() as session:
+        assert session.scalars(select(PolicyRow)).all() == []
+
+
+def test_one_shifted_device_raises_its_own_alarm_and_no_other(fleet: Home) -> None:
+    for w in range(8):
+        for name in DEVICES:
+            window(fleet, name, w, shift=3.0 if name == "pump-2" else 0.0)
+    judge(fleet)
+    with fleet.database.read() as session:
+        alarms = list(session.scalars(select(Alarm)))
+    assert {a.device for a in alarms} == {"pump-2"}
+    assert "current" in alarms[0].sentence  # the name of the third feature
+    assert device(fleet, "pump-2").drift_level == "critical"
+    assert device(fleet, "pump-1").drift_level == "ok"
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "too few counts": {"counts": encode((1, 2, 3))},
+    "too many predictions": {"predictions": [1, 2, 3, 4]},
+    "no scores": {"scores": encode(())},
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_device_that_counts_something_else_is_not_judged_by_it_and_stops_nobody(fleet: Home, what: str) -> None:
+    window(fleet, "pump-1", 0)
+    window(fleet, "pump-2", 0, **BROKEN[what])
+    assert judge(fleet) == 2
+    assert unjudged(fleet) == set()
+    assert device(fleet, "pump-1").drift_level == "ok"
+
+
+def test_a_device_that_claims_a_bundle_we_never_made_stops_nobody(fleet: Home) -> None:
+    with fleet.database.write() as session:
+        session.get_one(Device, "pump-2").running_digest = "f" * 64
+    window(fleet, "pump-2", 0, digest="f" * 64)
+    window(fleet, "pump-1", 0)
+    assert judge(fleet) == 1
+    assert unjudged(fleet) == {"pump-2"}
+
+
+def test_window_numbers_as_large_as_they_get_are_no_work(fleet: Home) -> None:
+    window(fleet, "pump-1", 0)
+    window(fleet, "pump-1", 2**53)
+    assert judge(fleet) == 2
