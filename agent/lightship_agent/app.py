@@ -22,14 +22,14 @@ import onnxruntime
 
 from . import __version__
 from .contract.bundle import Bundle
-from .contract.codes import LightshipError, StorageError, UpdateError, WireError
-from .contract.messages import AnyRecord, Command, Envelope, Heartbeat, Update
-from .contract.wire import pack
+from .contract.codes import LightshipError, StorageError, UpdateError
+from .contract.messages import AnyRecord, Command, Heartbeat, Update
 from .files import sweep, write_durably
 from .link import enrol, identity
 from .link.client import ControlPlane
 from .link.mqtt import MqttLink
 from .link.outbox import Outbox
+from .link.sender import RESEND_SECONDS, Sender
 from .monitor.health import read_health
 from .monitor.monitor import Monitor
 from .runtime.compat import check_compatible
@@ -45,9 +45,6 @@ from .update.updater import Timing, Updater
 
 log = logging.getLogger(__name__)
 
-BATCH_RECORDS = 50
-#: Beyond the interval at which we ask, and are told, what has been stored.
-RESEND_SECONDS = 15.0
 #: Reports that matter at once are sent without waiting for the next report interval.
 TICK_SECONDS = 1.0
 #: Without MQTT for so long, reports go over HTTPS.
@@ -240,7 +237,9 @@ class Agent:
             return True
         if self._mqtt is not None and time.monotonic() - self._mqtt_seen < HTTPS_FALLBACK_SECONDS:
             return False
-        self._outbox.acknowledge(*self._control.post_telemetry(packed))
+        epoch, stored = self._control.post_telemetry(packed)
+        self._outbox.acknowledge(epoch, stored)
+        self._sender.missing(epoch, stored + 1)
         return True
 
     def _heartbeat(self) -> Heartbeat:
@@ -266,9 +265,11 @@ class Agent:
         self._control.reopen()
         log.info("certificate renewed")
 
-    def _command(self, verb: str, _command: Command) -> None:
+    def _command(self, verb: str, command: Command) -> None:
         if verb == "check":
             self._updater.poke()
+        elif verb == "resend":
+            self._sender.missing(command.e, command.first)
 
     # What people ask of us ------------------------------------------------------------------------------------------
 
@@ -341,75 +342,6 @@ class Agent:
             return msgspec.json.decode((self._dir / "windows.json").read_bytes(), type=dict[str, int])
         except (FileNotFoundError, msgspec.MsgspecError):
             return {}
-
-
-class Sender:
-    """Which records go next: everything after the last one sent; from the last acknowledged one again after a while.
-
-    Args:
-        outbox: what waits to be stored by the server.
-        boot: the boot counter.
-        started: monotonic seconds at the start of the agent.
-        patience: seconds without progress after which what was sent counts as lost. It must be longer than the
-            interval at which the server's acknowledgement is heard, or all would be sent many times.
-        clock: monotonic seconds.
-    """
-
-    def __init__(
-        self,
-        outbox: Outbox,
-        boot: int,
-        started: float,
-        *,
-        patience: float = RESEND_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._outbox = outbox
-        self._boot = boot
-        self._started = started
-        self._patience = patience
-        self._clock = clock
-        self._begin()
-
-    def _begin(self) -> None:
-        self._epoch = self._outbox.epoch
-        self._sent = self._outbox.acked
-        self._pending = self._sent
-        self._progress = (self._sent, self._clock())
-
-    def next_batch(self) -> bytes | None:
-        """The packed envelope to send next, or None."""
-        if self._outbox.epoch != self._epoch:
-            self._begin()
-        self._resend_if_stalled()
-        oldest, records = self._outbox.read(self._sent, BATCH_RECORDS)
-        if not records or self._outbox.epoch != self._epoch:
-            return None
-        uptime = int((self._clock() - self._started) * 1_000)
-        while True:
-            envelope = Envelope(e=self._epoch, b=self._boot, us=uptime, lo=oldest, r=records)
-            try:
-                packed = pack(envelope)
-            except WireError:
-                if len(records) == 1:
-                    raise  # the outbox keeps no record that fits no message
-                records = records[: len(records) // 2]
-                continue
-            self._pending = records[-1].s
-            return packed
-
-    def sent(self) -> None:
-        """The last batch was handed over; whether it was stored, the server will say."""
-        self._sent = self._pending
-
-    def _resend_if_stalled(self) -> None:
-        acked, since = self._progress
-        if self._outbox.acked != acked or self._outbox.acked >= self._sent:
-            self._progress = (self._outbox.acked, self._clock())
-            self._sent = max(self._sent, self._outbox.acked)
-        elif self._clock() - since > self._patience:
-            self._sent = self._outbox.acked
-            self._progress = (acked, self._clock())
 
 
 def _whatever_happens(step: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -69,6 +70,7 @@ class Settings:
     log_level: str
 
 
+MAX_PORT: Final = 65_535
 _POSITIVE: Final = {"poll_seconds", "report_seconds", "window_rows", "window_max_seconds", "outbox_mb"}
 
 
@@ -85,8 +87,11 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | 
         given = flags.get(setting.name)
         raw = given if given is not None else environment.get(setting.env, setting.default)
         values[setting.name] = _parse(setting, types[setting.name], raw)
-    if values["log_level"] not in {"debug", "info", "warning", "error"}:
-        raise SettingsError("settings.invalid", f"log_level: expected debug, info, warning or error, found {raw!r}.")
+    level = values["log_level"]
+    if level not in {"debug", "info", "warning", "error"}:
+        raise SettingsError(
+            "settings.invalid", f"log_level: expected debug, info, warning or error, found {values['log_level']!r}."
+        )
     return Settings(**values)
 
 
@@ -96,6 +101,9 @@ def _parse(setting: Setting, kind: str, raw: str) -> Any:
     except ValueError as e:
         message = f"{setting.env}: expected {kind}, found {raw!r}."
         raise SettingsError("settings.invalid", message) from e
-    if isinstance(value, int | float) and value < (1e-9 if setting.name in _POSITIVE else 0):
-        raise SettingsError("settings.invalid", f"{setting.env}: {raw!r} is too small.")
+    if isinstance(value, int | float) and not (1e-9 if setting.name in _POSITIVE else 0) <= value < math.inf:
+        expected = "above 0" if setting.name in _POSITIVE else "≥ 0"
+        raise SettingsError("settings.invalid", f"{setting.env}: expected a number {expected}, found {raw!r}.")
+    if setting.name.endswith("_port") and value > MAX_PORT:
+        raise SettingsError("settings.invalid", f"{setting.env}: expected at most {MAX_PORT}, found {raw!r}.")
     return value

@@ -42,19 +42,23 @@ class Home:
 
     @classmethod
     def create(cls, path: Path) -> Home:
-        """Make a new home, or complete one that was begun.
+        """Make a new home, or complete one that was begun. What devices trust already is never made a second time.
 
         Raises:
-            StorageError: storage.full, storage.unwritable.
+            StorageError: storage.full, storage.unwritable, storage.corrupt for a home without its CA.
+            ReleaseError: release.keys for a home without the keys of its release repository.
         """
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
             raise storage_error(e, path) from e
         home = cls.at(path)
-        home.keys.create()
-        home.ca.create()
-        if not (home.releases.metadata / "timestamp.json").exists():
+        if home.releases.exists:
+            home.keys.require_online()
+            home.ca.require()
+        else:
+            home.keys.create()
+            home.ca.create()
             home.releases.create()
         if not home.token_path.exists():
             write_durably(home.token_path, secrets.token_urlsafe(32).encode(), mode=0o600)

@@ -81,7 +81,7 @@ def test_any_topic_is_an_address_or_nothing(text: str) -> None:
 
 
 def test_ingest_listens_to_every_upward_kind_and_to_nothing_else() -> None:
-    assert topics.ingest_filters("g") == tuple(f"$share/g/lightship/v1/+/+/{k}" for k in ("state", "tele", "event"))
+    assert topics.ingest_filters("g") == tuple(f"$share/g-{k}/lightship/v1/+/+/{k}" for k in ("state", "tele", "event"))
 
 
 # Codes ---------------------------------------------------------------------------------------------------------------

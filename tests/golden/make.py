@@ -182,7 +182,7 @@ def files() -> dict[str, bytes]:
         "envelope.msgpack": pack(envelope(digest, 0)),
         "envelope-large.zlib": pack(envelope(digest, 900)),
         "state.msgpack": encode(State(on=True, n=2, agent="0.1.0")),
-        "command.msgpack": encode(Command(id="c-1", expires=1_700_000_060, e="0123456789abcdef", first=9, last=11)),
+        "command.msgpack": encode(Command(id="c-1", expires=1_700_000_060, e="0123456789abcdef", first=9)),
         "assignment.json": assignment_bytes(assignment(archive)),
         "canonical.json": canonical_json({"b": [1, 2.5, None], "a": {"ü": "–"}}),
     }

@@ -136,8 +136,9 @@ def test_the_envelope_of_version_1_is_read_record_by_record(name: str, filler: i
 
 def test_the_small_messages_of_version_1_are_read() -> None:
     assert decode((V1 / "state.msgpack").read_bytes(), State) == State(on=True, n=2, agent="0.1.0")
+    # It was written with a field that is gone since: what we don't know, we step over.
     assert decode((V1 / "command.msgpack").read_bytes(), Command) == Command(
-        id="c-1", expires=1_700_000_060, e="0123456789abcdef", first=9, last=11
+        id="c-1", expires=1_700_000_060, e="0123456789abcdef", first=9
     )
 
 

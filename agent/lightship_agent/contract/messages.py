@@ -132,10 +132,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """A command; `check` = look for an assignment now, `resend` = send records [first, last] of epoch `e` again."""
+    """A command: `check` looks for an assignment now, `resend` sends again from record `first` of epoch `e` on."""
 
     id: Name
     expires: Count  # Unix seconds
     e: str = ""
     first: Count = 0
-    last: Count = 0

@@ -51,8 +51,12 @@ def notify(tenant: str) -> str:
 
 
 def ingest_filters(worker_group: str = "lightship-ingest") -> tuple[str, ...]:
-    """What an ingest worker subscribes to: shared among the workers of its group."""
-    return tuple(f"$share/{worker_group}/{ROOT}/+/+/{kind}" for kind in UP_KINDS)
+    """What an ingest worker subscribes to, shared among the workers.
+
+    Each kind has a share group of its own: brokers differ in whether one group may hold several filters, and one that
+    keeps a single filter per group would silently deliver the last one only.
+    """
+    return tuple(f"$share/{worker_group}-{kind}/{ROOT}/+/+/{kind}" for kind in UP_KINDS)
 
 
 def parse(topic: str) -> Address | None:

@@ -121,9 +121,8 @@ def load_identity(state_dir: Path) -> Identity:
     folder = state_dir / FOLDER
     if not folder.is_dir():
         message = f"No identity in {state_dir}."
-        raise EnrolError(
-            "enrol.not-enrolled", message, remedy="Run `lightship-agent enrol --server URL --token-file F`."
-        )
+        remedy = "Run `lightship-agent enrol --server URL --token-file FILE --device NAME`."
+        raise EnrolError("enrol.not-enrolled", message, remedy=remedy)
     try:
         info = msgspec.json.decode((folder / "identity.json").read_bytes(), type=IdentityFile)
         password = folder / "broker-password"

@@ -140,7 +140,7 @@ class DeviceApi:
     def _telemetry_now(self, request: Request, packed: bytes) -> Response:
         device = self._device(request)
         with self._home.database.write() as session:
-            code = ingest.receive(session, device.id, "tele", packed, now_ms())
+            code = ingest.receive(session, device.id, "tele", packed, now_ms()).code
             headers = {ACKED_HEADER: ingest.acknowledged(session, device.id)}
         return JSONResponse({"code": code}, status_code=202, headers=headers)
 

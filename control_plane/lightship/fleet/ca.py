@@ -71,6 +71,17 @@ class CertificateAuthority:
         write_durably(self.folder / "ca.key", _key_pem(key), mode=0o600)
         write_durably(self.certificate_path, _pem(builder.sign(key, hashes.SHA256())))
 
+    def require(self) -> None:
+        """See that the CA is here: a new one would be unknown to every enrolled device.
+
+        Raises:
+            StorageError: storage.corrupt.
+        """
+        missing = [p.name for p in (self.certificate_path, self.folder / "ca.key") if not p.exists()]
+        if missing:
+            message = f"The certificate authority in {self.folder} has lost {' and '.join(missing)}."
+            raise StorageError("storage.corrupt", message, remedy="Restore <home>/ca from your backup.")
+
     def certificate_pem(self) -> bytes:
         """The CA certificate."""
         return self.certificate_path.read_bytes()

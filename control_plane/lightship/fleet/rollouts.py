@@ -74,6 +74,9 @@ def make_plan(
     if target.state != "released":
         message = f"{model}@{version} is {target.state}; only released versions can be rolled out."
         raise RegistryError("registry.state", message, remedy=f"Run `lightship release {model}@{version}`.")
+    if rules.require_labels and "r2" in target.metrics:
+        message = f"{model} predicts numbers, and labels are compared for classes only: the gate would never open."
+        raise FleetError("fleet.rollout-spec", message, remedy="Add --no-labels: rows and server errors decide.")
     devices = select_devices(session, selector)
     now = audit.now_ms()
     fit = [d.id for d in devices if not d.quarantined and now - d.last_seen < rules.offline_after * 1_000]

@@ -227,6 +227,9 @@ def _errors(
 
 
 def _predictions(canary: GroupEvidence, control: GroupEvidence, settings: CanarySettings) -> Check:
+    if canary.predictions == control.predictions == ():
+        sentence = "The model predicts numbers: there are no classes to compare."
+        return Check(name="predictions", outcome="pass", sentence=sentence)
     ours, theirs = _counts(canary.predictions), _counts(control.predictions)
     if ours is None or theirs is None or len(ours) != len(theirs) or not sum(ours) or not sum(theirs):
         return Check(name="predictions", outcome="inconclusive", sentence="There are no predictions to compare.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -47,8 +48,22 @@ from lightship_agent.contract.wire import decode, encode, unpack
 MAX_DEAD_PAYLOAD = 4_096
 
 
-def receive(session: Session, device_id: str, kind: str, payload: bytes, now: int) -> str:
-    """Store one message of an authenticated device; its code if it became a dead letter, else "".
+class Gap(NamedTuple):
+    """Reports that came before those they follow: what is wanted is `first` of `epoch`, and all after it."""
+
+    epoch: str
+    first: int
+
+
+class Receipt(NamedTuple):
+    """What became of a message: the code of its dead letter, or ""; and the gap it showed, if any."""
+
+    code: str = ""
+    gap: Gap | None = None
+
+
+def receive(session: Session, device_id: str, kind: str, payload: bytes, now: int) -> Receipt:
+    """Store one message of an authenticated device.
 
     Args:
         session: a write session.
@@ -60,24 +75,25 @@ def receive(session: Session, device_id: str, kind: str, payload: bytes, now: in
     device = session.get(Device, device_id)
     if device is None or device.state != "active":
         return _bury(session, f"{device_id}/{kind}", payload, now, WireError("wire.malformed", "Not an active device."))
+    gap = None
     try:
         # All of a message or nothing, and never the end of the batch it came with.
         with session.begin_nested():
             if kind == "state":
                 _store_state(device, decode(payload, State, max_bytes=1_024))
             else:
-                store_envelope(session, device, unpack(payload, Envelope), now)
+                gap = store_envelope(session, device, unpack(payload, Envelope), now)
     except WireError as e:
         return _bury(session, f"{device_id}/{kind}", payload, now, e)
     except (ArithmeticError, ValueError, IntegrityError, DbDataError) as e:
         # Well-formed, and yet more than a column can hold.
         error = WireError("wire.malformed", f"The message can't be stored: {type(e).__name__}: {str(e)[:300]}")
         return _bury(session, f"{device_id}/{kind}", payload, now, error)
-    return ""
+    return Receipt(gap=gap)
 
 
-def store_envelope(session: Session, device: Device, envelope: Envelope, now: int) -> int:
-    """Store an envelope's records in order, each once; the next sequence number wanted."""
+def store_envelope(session: Session, device: Device, envelope: Envelope, now: int) -> Gap | None:
+    """Store an envelope's records in order, each once; the gap before those that could not be stored yet."""
     cursor = session.get(DeviceEpoch, (device.id, envelope.e))
     if cursor is None:
         cursor = DeviceEpoch(device=device.id, epoch=envelope.e, next_seq=1, lost=0, updated_at=now)
@@ -87,15 +103,17 @@ def store_envelope(session: Session, device: Device, envelope: Envelope, now: in
         cursor.lost += envelope.lo - cursor.next_seq
         cursor.next_seq = envelope.lo
     device.last_seen = max(device.last_seen, now)
+    gap = None
     for record in envelope.r:
         if record.s > cursor.next_seq:
+            gap = Gap(envelope.e, cursor.next_seq)
             break
         if record.s == cursor.next_seq:
             _store_record(session, device, envelope.e, record, now)
             cursor.next_seq += 1
     cursor.updated_at = now
     session.flush()
-    return cursor.next_seq
+    return gap
 
 
 def acknowledged(session: Session, device_id: str) -> str:
@@ -222,10 +240,10 @@ def _store_rows(session: Session, device: Device, shared: LabelledRows, now: int
         session.add(row)
 
 
-def _bury(session: Session, topic: str, payload: bytes, now: int, e: WireError) -> str:
+def _bury(session: Session, topic: str, payload: bytes, now: int, e: WireError) -> Receipt:
     session.add(
         DeadLetter(
             id=secrets.token_hex(8), at=now, topic=topic, code=e.code, detail=str(e), payload=payload[:MAX_DEAD_PAYLOAD]
         )
     )
-    return e.code
+    return Receipt(e.code)

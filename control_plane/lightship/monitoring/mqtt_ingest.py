@@ -30,7 +30,7 @@ from lightship_agent.contract.codes import LightshipError
 from lightship_agent.contract.messages import Command
 from lightship_agent.contract.wire import encode
 
-from .ingest import receive
+from .ingest import Gap, receive
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ BATCH_MESSAGES: Final = 500
 BATCH_SECONDS: Final = 0.2
 SESSION_EXPIRY: Final = 600  # s
 COMMAND_SECONDS: Final = 300
+#: The least time between two requests to one device to send reports again.
+ASK_SECONDS: Final = 15.0
 
 
 class IngestWorker:
@@ -51,6 +53,7 @@ class IngestWorker:
         self._stop = threading.Event()
         self.connected = threading.Event()
         self.counts: Counter[str] = Counter()
+        self._asked: dict[str, float] = {}  # monotonic seconds, by device
         self._client = self._make_client(tls, client_id)
         self._thread = threading.Thread(target=self._supervise, name="ingest", daemon=True)
 
@@ -125,15 +128,32 @@ class IngestWorker:
         batch, self._batch = self._batch, []
         if not batch:
             return
+        gaps: dict[topics.Address, Gap | None] = {}
         with self._database.write() as session:
             for message in batch:
                 address = topics.parse(message.topic)
                 if address is None:
                     continue
-                code = receive(session, address.device, address.kind, bytes(message.payload), now_ms())
-                self.counts["dead" if code else "stored"] += 1
+                receipt = receive(session, address.device, address.kind, bytes(message.payload), now_ms())
+                self.counts["dead" if receipt.code else "stored"] += 1
+                gaps[address] = receipt.gap
         for message in batch:
             self._client.ack(message.mid, message.qos)
+        for address, gap in gaps.items():
+            if gap is not None:
+                self._ask_again(address, gap)
+
+    def _ask_again(self, address: topics.Address, gap: Gap) -> None:
+        """Ask a device for the reports we miss, as seldom as it would listen; harmless if it gets lost."""
+        now = time.monotonic()
+        if now - self._asked.get(address.device, -ASK_SECONDS) < ASK_SECONDS:
+            return
+        self._asked[address.device] = now
+        self.counts["asked-again"] += 1
+        expires = int(time.time()) + COMMAND_SECONDS
+        command = Command(id=f"resend-{expires}", expires=expires, e=gap.epoch, first=gap.first)
+        topic = topics.command(address.tenant, address.device, "resend")
+        self._client.publish(topic, encode(command), qos=1)
 
     def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:

@@ -58,7 +58,7 @@ def begin(
         estimator_name=estimator,
         started=audit.now_ms(),
         environment=environment,
-        revision=code_revision(Path.cwd()),
+        revision=code_revision(Path()),
         recipe=recipe,
         recipe_digest="",
         seeds=seeds,

@@ -24,6 +24,7 @@ from lightship_agent.contract.codes import ReleaseError
 from lightship_agent.files import storage_error
 
 ROLES: Final = ("root", "targets", "releases", "snapshot", "timestamp", "director")
+ONLINE_ROLES: Final = ("snapshot", "timestamp", "director")
 DEVELOPMENT_NOTICE: Final = (
     "Development keys: one key per role, threshold 1, all on this machine. "
     "Whoever can read <home>/keys can release models."
@@ -51,6 +52,20 @@ class KeyFolder:
                     _write_new(path, CryptoSigner.generate_ed25519().private_bytes)
         except OSError as e:
             raise storage_error(e, self._folder) from e
+
+    def require_online(self) -> None:
+        """See that the keys are here that sign without a person.
+
+        Raises:
+            ReleaseError: release.keys.
+        """
+        missing = [role for role in ONLINE_ROLES if not self.has(role)]
+        if missing:
+            message = (
+                f"Expected the keys of {', '.join(ONLINE_ROLES)} in {self._folder}; missing: {', '.join(missing)}."
+            )
+            remedy = "Restore them from your backup; new ones would not be believed by any device."
+            raise ReleaseError("release.keys", message, remedy=remedy)
 
     def has(self, role: str) -> bool:
         """Whether the key of `role` is kept here."""

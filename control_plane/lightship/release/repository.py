@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from securesystemslib.exceptions import StorageError as UnreadableFileError
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -77,6 +78,11 @@ class ReleaseRepository:
         self._keys = keys
         self._serializer = JSONSerializer(compact=True)
 
+    @property
+    def exists(self) -> bool:
+        """Whether the repository was made; its timestamp is written last."""
+        return (self.metadata / "timestamp.json").exists()
+
     def create(self) -> None:
         """Sign the first version of every role.
 
@@ -84,7 +90,7 @@ class ReleaseRepository:
             ReleaseError: release.exists, release.keys.
             StorageError: storage.full, storage.unwritable.
         """
-        if (self.metadata / "timestamp.json").exists():
+        if self.exists:
             raise ReleaseError("release.exists", f"There is a repository in {self.metadata} already.")
         try:
             self.metadata.mkdir(parents=True, exist_ok=True)
@@ -180,30 +186,40 @@ class ReleaseRepository:
         return self._load(role, Targets).signed.expires
 
     def _commit(self, releases: Metadata[Targets]) -> None:
-        releases.signed.version += 1
-        releases.signed.expires = _expiry(RELEASES)
-        self._write(releases, RELEASES)
+        self._write_next(releases, RELEASES)
         self._commit_snapshot(releases.signed.version)
 
     def _commit_snapshot(self, releases_version: int | None = None) -> None:
         snapshot = self._load("snapshot", Snapshot)
         if releases_version is not None:
             snapshot.signed.meta["releases.json"] = MetaFile(releases_version)
-        snapshot.signed.version += 1
-        snapshot.signed.expires = _expiry("snapshot")
-        self._write(snapshot, "snapshot")
+        self._write_next(snapshot, "snapshot")
         self._commit_timestamp(snapshot.signed.version)
 
     def _commit_timestamp(self, snapshot_version: int | None = None) -> None:
         timestamp = self._load("timestamp", Timestamp)
         if snapshot_version is not None:
             timestamp.signed.snapshot_meta = MetaFile(snapshot_version)
-        timestamp.signed.version += 1
-        timestamp.signed.expires = _expiry("timestamp")
-        self._write(timestamp, "timestamp")
+        self._write_next(timestamp, "timestamp")
+
+    def _write_next(self, metadata: Metadata[_T], role: str) -> None:
+        metadata.signed.version += 1
+        metadata.signed.expires = _expiry(role)
+        metadata.sign(self._keys.signer(role))
+        # What no device would believe must not take the place of what it does.
+        delegator = self._load("targets", Targets).signed if role == RELEASES else self._load("root", Root).signed
+        try:
+            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except UnsignedMetadataError as e:
+            message = f"The {role} key is not the one that devices were told to trust."
+            raise ReleaseError("release.keys", message, remedy="Restore <home>/keys from your backup.") from e
+        self._write_signed(metadata, role)
 
     def _write(self, metadata: Metadata[_T], role: str) -> None:
         metadata.sign(self._keys.signer(role))
+        self._write_signed(metadata, role)
+
+    def _write_signed(self, metadata: Metadata[_T], role: str) -> None:
         name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
         write_durably(self.metadata / name, metadata.to_bytes(self._serializer))
 

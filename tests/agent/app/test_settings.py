@@ -38,7 +38,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     [
         ("http_port", "http"), ("http_port", "-1"), ("http_port", ""), ("http_port", "80.5"), ("poll_seconds", "0"),
         ("poll_seconds", "-5"), ("poll_seconds", "soon"), ("window_rows", "0"), ("outbox_mb", "0"),
-        ("report_seconds", "0"), ("soak_seconds", "-0.1"), ("log_level", "loud"), ("share_labelled_rows", "-1"),
+        ("report_seconds", "0"), ("soak_seconds", "-0.1"), ("http_port", "65536"),
+        ("poll_seconds", "nan"), ("report_seconds", "inf"), ("reach_seconds", "nan"), ("log_level", "loud"),
+        ("share_labelled_rows", "-1"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_work_is_refused_by_name(name: str, value: str) -> None:

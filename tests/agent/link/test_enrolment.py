@@ -166,8 +166,8 @@ def another(tmp_path: Path, empty_home: Path) -> Home:
     """A home of somebody else, with other keys."""
     path = tmp_path / "another"
     shutil.copytree(empty_home, path, ignore=shutil.ignore_patterns("ca"))
-    home = Home.create(path)
-    home.close()
+    home = Home.at(path)
+    home.ca.create()
     return home
 
 

@@ -353,7 +353,7 @@ def test_no_number_is_given_out_twice_after_a_time_in_memory(
         oldest, records = outbox.read(after, 100)
         envelope = Envelope(e=outbox.epoch, b=1, us=1, lo=oldest, r=records)
         with field.home.database.write() as session:
-            assert ingest.receive(session, "press-1", "tele", encode(envelope), len(stored)) == ""
+            assert ingest.receive(session, "press-1", "tele", encode(envelope), len(stored)).code == ""
             epoch, _, seq = ingest.acknowledged(session, "press-1").partition(":")
             stored.append([(c.epoch, c.next_seq) for c in session.query(DeviceEpoch)])
         outbox.acknowledge(epoch, int(seq))

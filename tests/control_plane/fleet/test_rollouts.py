@@ -473,3 +473,15 @@ def test_one_rollout_that_can_not_go_on_does_not_stop_the_next(fleet: Home) -> N
 def rollouts_state(home: Home, rollout: str) -> dict[str, object]:
     with home.database.read() as session:
         return rollouts.get(session, rollout).state
+
+
+def test_a_rollout_that_waits_for_labels_no_one_can_count_is_refused_and_without_them_it_starts(fleet: Home) -> None:
+    with fleet.database.write() as session:
+        row = versions.get(session, MODEL, 2)
+        row.metrics = {"r2": 0.9, "mae": 1.0}
+        with pytest.raises(FleetError, match="--no-labels|numbers") as e:
+            rollouts.make_plan(
+                session, model=MODEL, version=2, selector=Selector(), waves=CANARY_AND_REST, rules=Rules()
+            )
+    assert e.value.code == "fleet.rollout-spec"
+    start(fleet, 2, rules=Rules(require_labels=False))

@@ -56,7 +56,7 @@ def send(home: Home, message: Any, *, device: str = "pump-1", kind: str = "tele"
     """What the ingest worker does with one message; the code of the dead letter, if it became one."""
     payload = message if isinstance(message, bytes) else encode(message) if kind == "state" else pack(message)
     with home.database.write() as session:
-        return ingest.receive(session, device, kind, payload, now)
+        return ingest.receive(session, device, kind, payload, now).code
 
 
 def acked(home: Home, device: str = "pump-1") -> str:
@@ -148,6 +148,18 @@ def test_what_is_ahead_of_a_gap_waits_for_the_device_to_send_again(pump: Home) -
     assert acked(pump) == f"{EPOCH}:5"
     with pump.database.read() as session:
         assert list(session.scalars(select(FeedbackRow.y))) == [f"row {s}" for s in range(1, 6)]
+
+
+def test_a_gap_is_reported_until_it_is_filled(pump: Home) -> None:
+    def gap(*numbers: int) -> ingest.Gap | None:
+        with pump.database.write() as session:
+            return ingest.receive(session, "pump-1", "tele", pack(envelope(*(rows(s) for s in numbers))), 5_000).gap
+
+    assert gap(1) is None
+    assert gap(3) == (EPOCH, 2)
+    assert gap(1) is None
+    assert gap(4, 5) == (EPOCH, 2)
+    assert gap(2, 3, 4, 5) is None
 
 
 @pytest.mark.parametrize(("known", "expected"), [(2, 3), (0, 5)])
@@ -288,7 +300,7 @@ def test_a_poisoned_message_does_not_take_its_batch_along(pump: Home) -> None:
     poison = envelope(rows(2), heartbeat(3, version=HUGE))
     with pump.database.write() as session:
         codes = [
-            ingest.receive(session, "pump-1", "tele", pack(message), 1)
+            ingest.receive(session, "pump-1", "tele", pack(message), 1).code
             for message in (envelope(rows(1)), poison, envelope(rows(2)))
         ]
     assert codes == ["", "wire.malformed", ""]

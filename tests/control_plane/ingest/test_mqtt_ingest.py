@@ -15,8 +15,8 @@ from sqlalchemy import func, select
 from tests.control_plane.mqtt import ear
 from tests.control_plane.things import Served, enrolled, envelope, heartbeat, settings_for, until
 
-import lightship_agent.app
 import lightship_agent.link.mqtt
+import lightship_agent.link.sender
 from lightship.fleet.broker import RunningBroker, control_plane_context, start_broker
 from lightship.home import Home
 from lightship.integrations import mosquitto
@@ -24,7 +24,6 @@ from lightship.monitoring import ingest
 from lightship.monitoring.mqtt_ingest import IngestWorker
 from lightship.storage.database import Database
 from lightship.storage.models import DeadLetter, Device, FeedbackRow
-from lightship_agent.app import Sender
 from lightship_agent.contract import topics
 from lightship_agent.contract.codes import StorageError
 from lightship_agent.contract.messages import Command, LabelledRows
@@ -32,6 +31,7 @@ from lightship_agent.contract.wire import pack
 from lightship_agent.link.identity import Broker, Identity
 from lightship_agent.link.mqtt import MqttLink
 from lightship_agent.link.outbox import Outbox
+from lightship_agent.link.sender import Sender
 
 TENANT = "default"
 pytestmark = pytest.mark.skipif(mosquitto.find() is None, reason="mosquitto is not installed")
@@ -176,15 +176,40 @@ def _poked(worker: IngestWorker, heard: list[tuple[str, Command]]) -> bool:
     return bool(heard)
 
 
+def test_a_lost_report_is_asked_for_again_as_soon_as_the_next_one_shows_the_gap(site: Site, tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", limit_bytes=10_000_000)
+    sender = Sender(outbox, 1, time.monotonic(), patience=3_600)
+    link = MqttLink(site.identity, boot=1, agent="test", on_command=lambda _, c: sender.missing(c.e, c.first))
+    with site.worker() as worker:
+        link.start()
+        try:
+            until(link.connected.is_set)
+            outbox.append([heartbeat(1)])
+            assert sender.next_batch() is not None
+            sender.sent()  # and the broker lost it
+            outbox.append([heartbeat(2)])
+            until(lambda: _delivered(sender, link) and acked(site.home)[1] == 2)
+            assert worker.counts["asked-again"] == 1
+        finally:
+            link.stop()
+
+
+def _delivered(sender: Sender, link: MqttLink) -> bool:
+    packed = sender.next_batch()
+    if packed is not None and link.publish("tele", packed):
+        sender.sent()
+    return True
+
+
 @pytest.mark.slow
 def test_a_broker_killed_twice_loses_nothing_that_the_device_still_holds(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is the agent's own outbox, sender and MQTT session; acknowledgements come as they do over HTTPS."""
-    monkeypatch.setattr(lightship_agent.app, "RESEND_SECONDS", 1.0)
+    monkeypatch.setattr(lightship_agent.link.sender, "RESEND_SECONDS", 1.0)
     monkeypatch.setattr(lightship_agent.link.mqtt, "RETRY_CAP", 0.5)
     outbox = Outbox(tmp_path / "outbox", limit_bytes=10_000_000)
-    sender = Sender(outbox, 1, time.monotonic())
+    sender = Sender(outbox, 1, time.monotonic(), patience=1.0)
     link = MqttLink(site.identity, boot=1, agent="test", on_command=lambda *_: None)
     written = 0
     cuts = {60: site.kill_broker, 90: site.restart_broker, 140: site.kill_broker, 160: site.restart_broker}

@@ -246,3 +246,11 @@ def test_settings_that_can_not_work_are_refused(bad: dict[str, float]) -> None:
 def test_a_verdict_survives_storage_as_json() -> None:
     verdict = judge_canary(group(), group(), SETTINGS, 3)
     assert msgspec.json.decode(msgspec.json.encode(verdict), type=CanaryVerdict) == verdict
+
+
+def test_a_model_that_predicts_numbers_passes_without_labels_when_it_need_not_have_any() -> None:
+    numbers = GroupEvidence(rows=1_000, predictions=(), labelled=0, errors=0, failures=0, requests=1_000, devices=3)
+    assert judge_canary(numbers, numbers, CanarySettings(require_labels=False), None).outcome == "pass"
+    assert judge_canary(numbers, numbers, SETTINGS, None).outcome == "inconclusive"
+    silent = msgspec.structs.replace(numbers, predictions=None)
+    assert judge_canary(silent, numbers, CanarySettings(require_labels=False), None).outcome == "inconclusive"

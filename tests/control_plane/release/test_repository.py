@@ -331,3 +331,50 @@ def test_damaged_metadata_is_an_error_with_a_code_and_a_remedy(home: Home, name:
         with pytest.raises(LightshipError, match="backup") as e:
             act()
         assert e.value.code == "release.unknown"
+
+
+@pytest.mark.parametrize("role", ["releases", "snapshot", "timestamp"])
+def test_a_key_that_devices_do_not_trust_signs_nothing_that_they_would_see(
+    home: Home, client: Client, role: str
+) -> None:
+    home.releases.publish(ONE, build(1))
+    path = home.path / "keys" / f"{role}.pem"
+    path.unlink()
+    home.keys.create()
+    in_force = (home.releases.metadata / "timestamp.json").read_bytes()
+
+    with pytest.raises(ReleaseError, match="not the one that devices were told to trust") as e:
+        home.releases.publish(TWO, build(2))
+
+    assert e.value.code == "release.keys"
+    assert (home.releases.metadata / "timestamp.json").read_bytes() == in_force
+    assert [r.path for r in home.releases.released()] == [ONE]
+    assert client.sees(ONE) == sha256_hex(build(1))
+
+
+@pytest.mark.parametrize("role", ["snapshot", "timestamp", "director"])
+def test_a_home_that_lost_an_online_key_is_not_completed_with_a_new_one(home: Home, role: str) -> None:
+    path = home.path / "keys" / f"{role}.pem"
+    path.unlink()
+
+    with pytest.raises(ReleaseError, match=role) as e:
+        Home.create(home.path)
+
+    assert (e.value.code, path.exists()) == ("release.keys", False)
+
+
+def test_a_home_whose_root_and_targets_keys_are_offline_is_whole(home: Home) -> None:
+    for role in ("root", "targets", "releases"):
+        (home.path / "keys" / f"{role}.pem").unlink()
+    Home.create(home.path).close()
+    assert not (home.path / "keys" / "root.pem").exists()
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "ca.key"])
+def test_a_home_that_lost_its_ca_is_not_given_another(home: Home, name: str) -> None:
+    (home.path / "ca" / name).unlink()
+
+    with pytest.raises(StorageError, match=name) as e:
+        Home.create(home.path)
+
+    assert (e.value.code, (home.path / "ca" / name).exists()) == ("storage.corrupt", False)

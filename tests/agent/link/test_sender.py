@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lightship_agent.app import BATCH_RECORDS, Sender
 from lightship_agent.contract.messages import Envelope, Heartbeat, Window
 from lightship_agent.contract.wire import MAX_PACKED, unpack
 from lightship_agent.link.outbox import Outbox
+from lightship_agent.link.sender import BATCH_RECORDS, RESEND_SECONDS, Sender
 
 PATIENCE = 915.0
 
@@ -160,3 +160,37 @@ def test_an_outbox_that_went_to_memory_is_sent_from_its_new_beginning(
     assert envelope is not None
     assert envelope.e != old
     assert [r.s for r in envelope.r] == [1, 2, 3, 4]
+
+
+def test_what_the_server_misses_goes_again_at_once_and_what_it_has_does_not(bench: Bench) -> None:
+    bench.beat(5)
+    bench.send_all()
+
+    bench.sender.missing(bench.outbox.epoch, 4)
+
+    assert bench.send_all() == [4, 5]
+    assert bench.send_all() == []
+
+
+def test_a_voice_that_asks_again_and_again_is_heard_every_fifteen_seconds(bench: Bench) -> None:
+    bench.beat(2)
+    bench.send_all()
+    gone = 0
+    for _ in range(600):
+        bench.sender.missing(bench.outbox.epoch, 1)
+        gone += len(bench.send_all())
+        bench.now += 0.1
+
+    assert gone <= 2 * (60 / RESEND_SECONDS + 1)
+
+
+@pytest.mark.parametrize("first", [0, 3, 2**53])
+def test_a_request_for_what_is_stored_or_was_never_sent_changes_nothing(bench: Bench, first: int) -> None:
+    bench.beat(6)
+    bench.send_all()
+    bench.outbox.acknowledge(bench.outbox.epoch, 3)
+
+    bench.sender.missing(bench.outbox.epoch, first)
+    bench.sender.missing("f" * 16, 4)
+
+    assert bench.send_all() == []
