@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightship_agent.contract.codes import BundleError, TrustError
-from lightship_agent.contract.transport import WINDOW_LOG_MAX, decompress, pack_transport, unpack_transport
+from lightship_agent.contract.transport import (
+    WINDOW_LOG_MAX,
+    apply_patch,
+    decompress,
+    delta_path,
+    make_patch,
+    pack_transport,
+    unpack_transport,
+)
 from lightship_agent.contract.wire import sha256_hex
 
 
@@ -92,3 +100,54 @@ def test_a_frame_of_another_bundle_is_refused(data: bytes, length: int) -> None:
         unpack_transport(packed, packed_sha256=sha256_hex(packed), sha256=sha256_hex(b"bundle"), length=length)
 
     assert refused.value.code == "trust.digest"
+
+
+# Patches --------------------------------------------------------------------------------------------------------------
+
+
+def patched(patch: bytes, old: bytes, new: bytes, length: int | None = None) -> bytes:
+    return apply_patch(
+        patch,
+        old,
+        patch_sha256=sha256_hex(patch),
+        sha256=sha256_hex(new),
+        length=len(new) if length is None else length,
+    )
+
+
+@given(old=st.binary(min_size=8, max_size=5_000), kept=st.integers(0, 5_000), added=st.binary(max_size=500))
+def test_a_patch_makes_the_new_from_the_old(old: bytes, kept: int, added: bytes) -> None:
+    new = old[:kept] + added + old[kept:]
+    assert patched(make_patch(old, new), old, new) == new
+
+
+def test_a_patch_is_as_small_as_what_is_new() -> None:
+    old = os.urandom(500_000)
+    new = old[:250_000] + b"a little more" + old[250_000:]
+    assert len(make_patch(old, new)) < 1_000
+
+
+@pytest.mark.parametrize("wrong", ["another base", "a cut patch", "other patch bytes"])
+def test_a_patch_that_does_not_fit_yields_an_error_and_never_other_bytes(wrong: str) -> None:
+    old = os.urandom(10_000)
+    new = old[:9_000] + os.urandom(500)
+    patch = make_patch(old, new)
+    given = patch[:-20] if wrong == "a cut patch" else patch
+    base = os.urandom(10_000) if wrong == "another base" else old
+    signed = sha256_hex(b"others" if wrong == "other patch bytes" else given)
+
+    with pytest.raises((TrustError, BundleError)) as refused:
+        apply_patch(given, base, patch_sha256=signed, sha256=sha256_hex(new), length=len(new))
+
+    assert refused.value.code in {"trust.digest", "bundle.malformed"}
+
+
+def test_a_patch_that_inflates_beyond_the_signed_length_is_stopped() -> None:
+    old, bomb = b"the base", bytes(100_000_000)
+    with pytest.raises(BundleError) as refused:
+        patched(make_patch(old, bomb), old, bomb, length=1_000)
+    assert refused.value.code == "bundle.too-large"
+
+
+def test_a_delta_is_found_under_both_digests() -> None:
+    assert delta_path("pump", "a" * 64, "b" * 64) == f"deltas/pump/{'a' * 16}-{'b' * 16}.zpatch"
