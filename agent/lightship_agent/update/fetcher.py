@@ -1,7 +1,6 @@
 """Update: bytes from the server, bounded in every direction.
 
 Rules:
-* the response is opened eagerly, so that its status raises where the TUF client expects it;
 * raw iteration without a chunk size, so that a drip feed meets the deadline;
 * an absolute deadline, no redirects, identity encoding, typed errors;
 * downloads resume with Range, which needs no If-Range: a path holds its digest, so what it names never changes;
@@ -12,53 +11,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import httpx
-from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
-from tuf.ngclient.fetcher import FetcherInterface
 
 from lightship_agent.contract.codes import LinkError
 from lightship_agent.files import storage_error
 
-METADATA_SECONDS: Final = 60.0
 #: Below this many bytes a second, a download is not worth waiting for.
 MINIMUM_RATE: Final = 500.0
 ATTEMPTS: Final = 6
 _GRACE_SECONDS: Final = 30.0
-
-
-class MetadataFetcher(FetcherInterface):
-    """The TUF client's network, over our own HTTP client."""
-
-    def __init__(self, http: httpx.Client) -> None:
-        """Use `http` for every request."""
-        self._http = http
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        # Not a generator itself: the status must raise here.
-        response = self._http.send(self._http.build_request("GET", url), stream=True)
-        if response.status_code != 200:
-            response.close()
-            message = f"{url}: status {response.status_code}"
-            raise DownloadHTTPError(message, response.status_code)
-        return _chunks(response, url, time.monotonic() + METADATA_SECONDS)
-
-
-def _chunks(response: httpx.Response, url: str, deadline: float) -> Iterator[bytes]:
-    try:
-        for chunk in response.iter_raw():
-            if time.monotonic() > deadline:
-                message = f"{url}: not complete within {METADATA_SECONDS:.0f} s"
-                raise SlowRetrievalError(message)
-            yield chunk
-    except httpx.HTTPError as e:
-        message = f"{url}: {e}"
-        raise DownloadError(message) from e
-    finally:
-        response.close()
 
 
 def download(

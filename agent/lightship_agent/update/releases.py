@@ -35,7 +35,7 @@ from lightship_agent.contract.assignment import DIRECTOR, MAX_ENVELOPE, PAYLOAD_
 from lightship_agent.contract.codes import LightshipError, LinkError, TrustError
 from lightship_agent.files import storage_error
 
-from .fetcher import MetadataFetcher
+from .metadata_fetcher import MetadataFetcher
 
 
 @dataclass(frozen=True)
