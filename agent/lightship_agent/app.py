@@ -41,6 +41,7 @@ from .serving.metrics import Sample, health_samples, plane_samples, render
 from .serving.server import HttpServer
 from .settings import Settings
 from .update import machine
+from .update.fail_points import fail_point
 from .update.updater import Timing, Updater
 
 log = logging.getLogger(__name__)
@@ -200,7 +201,9 @@ class Agent:
             detail=action.detail,
         )
         log.info("update to %s@%d: %s %s", target.model, target.version, action.step, action.code)
+        fail_point("reporting", action.step)
         self._outbox.append([record])
+        fail_point("reported", action.step)
         self._urgent.set()
 
     # Reporting ------------------------------------------------------------------------------------------------------
@@ -228,10 +231,12 @@ class Agent:
     def _send(self) -> None:
         packed = self._sender.next_batch()
         while packed is not None and self._deliver(packed):
+            fail_point("sent")
             self._sender.sent()
             packed = self._sender.next_batch()
 
     def _deliver(self, packed: bytes) -> bool:
+        fail_point("sending")
         if self._mqtt is not None and self._mqtt.publish("tele", packed):
             self._mqtt_seen = time.monotonic()
             return True

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from .contract.codes import StorageError
+from .update.fail_points import fail_point
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -27,13 +28,16 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(descriptor, "wb") as f:
+                fail_point("file-begun", path.name)
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
+            fail_point("file-written", path.name)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        fail_point("file-renamed", path.name)
         sync_folder(path.parent)
     except OSError as e:
         raise storage_error(e, path) from e

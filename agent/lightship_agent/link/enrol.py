@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from lightship_agent.contract.codes import EnrolError, InvalidNameError, LinkError
 from lightship_agent.contract.device_api import EnrolReply, EnrolRequest, Paths, parse_token
 from lightship_agent.contract.names import check_name
+from lightship_agent.update.fail_points import fail_point
 
 from . import identity as store
 from .client import ControlPlane, Reply, ask, check_server, open_client, server_ca
@@ -53,6 +54,7 @@ def enrol(state_dir: Path, *, server: str, token: str, device: str) -> store.Ide
     csr = store.certificate_request(key, device)
     reply = _ask(server, ca, EnrolRequest(token=token.strip(), device=device, csr=csr.decode()))
     _check(reply, key, device, ca)
+    fail_point("enrol-answered")
     info = store.IdentityFile(device=device, tenant=reply.tenant, server=server, broker=_broker(reply))
     files = {
         "key.pem": store.key_pem(key),

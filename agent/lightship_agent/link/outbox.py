@@ -31,6 +31,7 @@ import msgspec
 from lightship_agent.contract.codes import WireError
 from lightship_agent.contract.messages import AnyRecord
 from lightship_agent.contract.wire import MAX_PACKED, decode, encode, pack
+from lightship_agent.update.fail_points import fail_point
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +152,11 @@ class Outbox:
         data = b"".join(_frame(seq, raw) for seq, raw in fresh)
         descriptor = os.open(newest, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
+            fail_point("outbox-opened")
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
+            fail_point("outbox-written")
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)

@@ -18,6 +18,7 @@ from lightship_agent.contract.codes import StorageError
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.files import storage_error, write_durably
 
+from .fail_points import fail_point
 from .machine import UpdateState
 
 
@@ -73,6 +74,7 @@ class BundleStore:
             try:
                 for path in folder.iterdir():
                     if path.name.partition(".")[0] not in keep:
+                        fail_point("collecting", path.name)
                         path.unlink(missing_ok=True)
             except OSError as e:
                 raise storage_error(e, folder) from e

@@ -11,14 +11,12 @@ Rules:
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from lightship_agent.contract.assignment import check_assignment
 from lightship_agent.contract.bundle import Bundle, read_bundle
@@ -32,6 +30,7 @@ from lightship_agent.link.identity import Identity
 from lightship_agent.runtime.probe import probe
 
 from . import machine as m
+from .fail_points import fail_point
 from .store import BundleStore, StateFile
 
 log = logging.getLogger(__name__)
@@ -283,9 +282,3 @@ class Updater:
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise LinkError("link.unreachable", "The agent is stopping.")
-
-
-def fail_point(name: str, environment: Any = os.environ) -> None:
-    """Kill this process here if a crash test asks for it."""
-    if environment.get("LIGHTSHIP_FAIL_POINT") == name:
-        os.kill(os.getpid(), signal.SIGKILL)
