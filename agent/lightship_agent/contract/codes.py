@@ -116,6 +116,8 @@ CODES: Final[dict[str, str]] = {
     "update.soak": "The new model failed while soaking.",
     "update.server-unreachable": "The control plane could not be reached after the swap.",
     "update.interrupted": "The update was cut short and was taken back at start.",
+    "update.check-failed": "The process that checks assignments failed, or gave no answer.",
+    "update.check-timeout": "The process that checks assignments exceeded its time or CPU.",
     "update.penalty": "The bundle failed too often here and waits in the penalty box.",
     "serving.malformed": "The request is not what the protocol says.",
     "serving.unknown-model": "No such model or version is being served here.",
