@@ -39,9 +39,13 @@ from lightship_agent.contract.codes import CODES, LightshipError, SettingsError
 FAIL_POINTS: Final[dict[str, str]] = {
     "before-save-{phase}": "The machine has decided to enter the phase; update.json still holds the one before.",
     "after-save-{phase}": "update.json holds the phase; none of its actions has begun.",
+    "fetching": "Before the bundle's transport file is looked up and downloaded.",
+    "unpacking": "The transport file is downloaded whole, and not yet unpacked.",
     "before-store": "A bundle is downloaded, unpacked and verified, and not yet in the store.",
     "probing": "Before the probe process is started.",
     "soaking": "The new model serves, and begins to soak.",
+    "reaching": "The new model has soaked; the control plane is to be reached.",
+    "restoring": "At a start or after a failure, before what is committed serves again.",
     "file-begun": "The temporary file exists, and is empty. The subject is the file's name.",
     "file-written": "The temporary file is written and synced, and not yet renamed. The subject is the file's name.",
     "file-renamed": "The file is in its place; the folder is not yet synced. The subject is the file's name.",

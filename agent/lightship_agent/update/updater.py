@@ -218,11 +218,13 @@ class Updater:
             return
         from .fetcher import download
 
+        fail_point("fetching")
         packed_file = self._releases.find(target.path + TRANSPORT_SUFFIX)
         part = self.store.staging / f"{target.sha256}.part"
         url = f"{self._plane.server}{Paths.TARGETS}{packed_file.url_path}"
         packed = download(self._plane.http, url, part, packed_file.length, pause=self._pause)
         try:
+            fail_point("unpacking")
             data = unpack_transport(
                 packed, packed_sha256=packed_file.sha256, sha256=target.sha256, length=target.length
             )
@@ -253,6 +255,7 @@ class Updater:
             raise UpdateError("update.interrupted", "The agent was stopped while soaking.")
 
     def _reach(self) -> None:
+        fail_point("reaching")
         end = time.monotonic() + self._timing.reach
         while not self._plane.reachable():
             if self._stop.wait(1.0):
@@ -262,6 +265,7 @@ class Updater:
                 raise UpdateError("update.server-unreachable", message)
 
     def _restore(self, target: m.Target | None) -> None:
+        fail_point("restoring")
         if target is None:
             self._host.serve_nothing()
             return
