@@ -54,9 +54,9 @@ from .released import ReleasedFile
 LIMITS: Final = UpdaterConfig(
     # Counted from the pinned root, not from the last one seen: a small number would end a device's life.
     max_root_rotations=256,
-    max_delegations=16,
-    root_max_length=64_000,
-    timestamp_max_length=8_000,
+    max_delegations=32,
+    root_max_length=128_000,
+    timestamp_max_length=16_000,
     snapshot_max_length=200_000,
     targets_max_length=4_000_000,
 )
