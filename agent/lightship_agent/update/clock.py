@@ -87,13 +87,14 @@ class DeviceClock:
         with self._lock:
             floor, system, monotonic = self._running_floor(), self._wall(), self._monotonic()
             new = raised(floor, at, system=system, may_step=monotonic - self._stepped_at >= STEP_EVERY)
-            if new <= floor:
-                return
             if new > max(floor, system):
                 self._stepped_at = monotonic
-            self._floor, self._floor_at = new, monotonic
-            if new - self._stored >= _WORTH_WRITING:
-                self._write(new)
+            if new > floor:
+                self._floor, self._floor_at = new, monotonic
+            # What was stated, and not what the floor has run on to by itself.
+            stated = min(at, new) if math.isfinite(at) else 0.0
+            if stated - self._stored >= _WORTH_WRITING:
+                self._write(stated)
 
     def _running_floor(self) -> float:
         return self._floor + max(0.0, self._monotonic() - self._floor_at)
