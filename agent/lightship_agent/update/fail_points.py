@@ -26,6 +26,7 @@ import re
 import signal
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,7 +137,7 @@ class Saboteur:
             return False
         if self._folder is None or order.always:
             return True
-        mark = self._folder / f"{i}.done"
+        mark = self._folder / f"{zlib.crc32(msgspec.json.encode(order)):08x}.done"
         if mark.exists():
             return False
         mark.touch()

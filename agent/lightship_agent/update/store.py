@@ -73,7 +73,9 @@ class BundleStore:
         for folder in (self.bundles, self.staging):
             try:
                 for path in folder.iterdir():
-                    if path.name.partition(".")[0] not in keep:
+                    digest = path.name.partition(".")[0]
+                    # A download of what is in the store was cut between the two; nobody will go on with it.
+                    if digest not in keep or (folder == self.staging and self.path(digest).exists()):
                         fail_point("collecting", path.name)
                         path.unlink(missing_ok=True)
             except OSError as e:
