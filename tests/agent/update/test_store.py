@@ -43,10 +43,12 @@ def test_garbage_is_what_nobody_refers_to_and_half_written_files_too(tmp_path: P
         (store.staging / f"{sha256_hex(data)}.part").write_bytes(data)
     (store.bundles / f".{sha256_hex(ONE)}.tar.77.tmp").write_bytes(b"on")
 
-    store.collect_garbage((sha256_hex(ONE),))
+    (store.staging / f"{'3' * 64}.part").write_bytes(b"half of what is still wanted")
+
+    store.collect_garbage((sha256_hex(ONE), "3" * 64))
 
     left = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
-    assert left == [f"{sha256_hex(ONE)}.part", f"{sha256_hex(ONE)}.tar"]
+    assert left == sorted([f"{'3' * 64}.part", f"{sha256_hex(ONE)}.tar"])
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
