@@ -3,6 +3,7 @@
     <state>/bundles/<sha256>.tar     verified bundles, named by what they are
     <state>/staging/<sha256>.part    downloads under way
     <state>/update.json              the UpdateState
+    <state>/committed.json           the same, as it was at the last time of rest: where a disk lost the other
 
 Rules: a name is a promise, so a file enters `bundles/` only by rename of verified, synced bytes; whatever can't be
 read back as promised counts as absent.
@@ -10,6 +11,8 @@ read back as promised counts as absent.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from pathlib import Path
 
 import msgspec
@@ -20,6 +23,8 @@ from lightship_agent.files import storage_error, write_durably
 
 from .fail_points import fail_point
 from .machine import UpdateState
+
+log = logging.getLogger(__name__)
 
 
 class BundleStore:
@@ -83,27 +88,29 @@ class BundleStore:
 
 
 class StateFile:
-    """update.json."""
+    """update.json, and the copy of it at the last time of rest."""
 
     def __init__(self, state_dir: Path) -> None:
         """Nothing is read yet."""
         self.path = state_dir / "update.json"
+        self._copy = state_dir / "committed.json"
 
     def load(self) -> UpdateState:
-        """The stored state, or a first one.
+        """The stored state; the one at rest before it where a disk lost it; a first one where there is none.
 
-        Raises:
-            StorageError: storage.corrupt; the file is left for inspection.
+        A file that can't be read is set aside as `update.json.broken`, for inspection. It must not keep the device
+        from serving, for nobody may ever come by: at worst the assigned bundle is fetched anew.
         """
-        try:
-            return msgspec.json.decode(self.path.read_bytes(), type=UpdateState)
-        except FileNotFoundError:
-            return UpdateState()
-        except (OSError, msgspec.MsgspecError) as e:
-            message = f"{self.path} is not an update state: {e}."
-            raise StorageError(
-                "storage.corrupt", message, remedy="Move it away; the last bundle is assigned anew."
-            ) from e
+        for path in (self.path, self._copy):
+            try:
+                return msgspec.json.decode(path.read_bytes(), type=UpdateState)
+            except FileNotFoundError:
+                continue
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
+                log.warning("storage.corrupt: %s is not an update state, and is set aside: %s.", path, e)
+                with contextlib.suppress(OSError):  # on a read-only disk it stays where it is
+                    path.rename(path.with_name(f"{path.name}.broken"))
+        return UpdateState()
 
     def save(self, state: UpdateState) -> None:
         """Make `state` durable.
@@ -111,4 +118,10 @@ class StateFile:
         Raises:
             StorageError: storage.full, storage.unwritable.
         """
-        write_durably(self.path, msgspec.json.encode(state))
+        data = msgspec.json.encode(state)
+        write_durably(self.path, data)
+        if state.phase == "idle":
+            try:
+                write_durably(self._copy, data)
+            except StorageError as e:  # the state itself is durable, and the next rest brings another copy
+                log.warning("update: no copy of the state: %s: %s", e.code, e)

@@ -105,7 +105,9 @@ def test_an_agent_killed_there_leaves_no_debris(
 ) -> None:
     names = [n for n in outcomes[fail_point].files if not n.startswith(("tuf/", "outbox/", "identity/"))]
 
-    assert names == sorted([*(f"bundles/{d}.tar" for d in digests), "boot", "update.json", "windows.json"])
+    assert names == sorted(
+        [*(f"bundles/{d}.tar" for d in digests), "boot", "committed.json", "update.json", "windows.json"]
+    )
 
 
 @pytest.mark.parametrize("fail_point", FAIL_POINTS)

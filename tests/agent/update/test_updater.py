@@ -778,15 +778,27 @@ def test_an_altered_bundle_falls_back_to_the_one_before_it_until_it_is_here_agai
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"phase": "dancing"}', b"\xff"])
-def test_a_state_file_of_nonsense_is_said_and_left_for_inspection(field: Field, content: bytes) -> None:
-    from lightship_agent.contract.codes import StorageError
-
-    device, _ = committed(field)
+def test_a_state_file_of_nonsense_is_set_aside_and_what_was_committed_serves_on(field: Field, content: bytes) -> None:
+    device, first = committed(field)
+    before = device.updater.state
     path: Path = device.folder / "update.json"
     path.write_bytes(content)
 
-    with pytest.raises(StorageError) as refused_to_guess:
-        field.boot(device.identity)
+    restarted = field.boot(device.identity)
 
-    assert refused_to_guess.value.code == "storage.corrupt"
-    assert path.read_bytes() == content
+    assert restarted.updater.state == before
+    assert restarted.host.serving == first.digest
+    assert path.with_name("update.json.broken").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"[]"])
+def test_with_the_copy_lost_as_well_the_device_begins_anew(field: Field, content: bytes) -> None:
+    device, first = committed(field)
+    for name in ("update.json", "committed.json"):
+        (device.folder / name).write_bytes(content)
+
+    restarted = field.boot(device.identity)
+
+    assert restarted.host.serving is None
+    restarted.look()
+    assert restarted.host.serving == first.digest

@@ -1,0 +1,87 @@
+"""`make crash-test`: play the rows, two at a time; exit 0 only if every row is as expected."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from . import bundles, rows_update
+from .device import Device
+from .plane import Plane, open_plane
+from .row import Found, Row, Stage, play
+
+from lightship_agent.contract.manifest import Requires
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Play what is asked for; the exit status."""
+    parser = argparse.ArgumentParser(prog="crash_test", description="Cut, starve and hang the real agent; see it recover.")
+    parser.add_argument("--only", default="", help="Rows whose name has these words.")
+    parser.add_argument("--rows", type=int, default=0, help="At most so many rows.")
+    parser.add_argument("--folder", type=Path, default=Path("build/crash-test"), help="Where to play; emptied first.")
+    options = parser.parse_args(arguments)
+    chosen = [r for r in all_rows() if options.only.lower() in r.name.lower()]
+    found = run(chosen[: options.rows or None], options.folder.resolve())
+    failed = [f for f in found if f.wrong]
+    print(f"{len(found)} rows, {len(failed)} not as expected")
+    return 1 if failed else 0
+
+
+def all_rows() -> list[Row]:
+    return [*rows_update.rows()]
+
+
+def run(rows: list[Row], folder: Path, workers: int = 2) -> list[Found]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    lock, done = threading.Lock(), 0
+    with tempfile.TemporaryDirectory(prefix="crash-") as sockets, open_plane(folder) as plane:
+        release_all(plane)
+        clean = undisturbed(plane, folder / "clean", Path(sockets))
+
+        def one(numbered: tuple[int, Row]) -> Found:
+            nonlocal done
+            number, row = numbered
+            found = play(row, Stage(plane, f"r-{number:03d}", folder / f"{number:03d}", Path(sockets)), clean)
+            with lock:
+                done += 1
+                print(f"{done:3d}/{len(rows)} {'ok  ' if not found.wrong else 'MISS'} {found.seconds:5.1f} s  #{number:03d} {row.name}", flush=True)
+                for words in found.wrong:
+                    print(f"        {words}", flush=True)
+            return found
+
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(one, enumerate(rows, start=1)))
+
+
+def release_all(plane: Plane) -> None:
+    for version, shape in {
+        1: {}, 2: {}, 3: {}, 4: {"ballast_bytes": 1_500_000}, 5: {"golden_shift": 1.0},
+        6: {"requires": Requires(latency_ms=1e-6)}, 7: {"requires": Requires(memory_mb=1)},
+        8: {"requires": Requires(device_classes=("other",))}, 9: {"brittle": True},
+        10: {"requires": Requires(probe_seconds=4)},
+    }.items():
+        plane.release(bundles.build(version, **shape), version)
+
+
+def undisturbed(plane: Plane, folder: Path, sockets: Path) -> frozenset[str]:
+    device = Device(plane, "r-000", folder, sockets)
+    try:
+        device.commit(1)
+        plane.assign(device.name, 2)
+        device.start()
+        device.settles(2)
+        device.stop()
+        return frozenset(device.names())
+    finally:
+        device.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
