@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .contract.codes import SettingsError
+from .update.windows import parse_windows
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,35 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("reach_seconds", "120", "How long the control plane may be unreachable after a swap.", "s"),
     Setting("share_labelled_rows", "0", "Rows with labels to share per report, for retraining; 0 shares none.", "rows"),
     Setting("outbox_mb", "64", "Largest size of the on-disk outbox; beyond it the oldest reports go.", "MB"),
+    Setting(
+        "bandwidth_kbps", "0", "Most bytes a second that downloads of bundles take, in thousands; 0: no cap.", "kB/s"
+    ),
+    Setting(
+        "download_window",
+        "",
+        "When bundles may be downloaded, in local time: '22:00-06:00', or 'Mon-Fri 01:00-04:00, Sat,Sun 00:00-24:00'; "
+        "empty: always.",
+    ),
+    Setting("install_window", "", "When a downloaded bundle may be tried and put to work; same form; empty: always."),
+    Setting(
+        "network_class_file",
+        "",
+        "A file in which a connection manager keeps one word, such as wifi, cellular or metered: the class of the "
+        "network in use.",
+    ),
+    Setting(
+        "download_network_classes",
+        "",
+        "Classes of network on which bundles may be downloaded, separated by commas; empty: any. Where the file can't "
+        "be read, the class is unknown, and an unknown class is not an allowed one.",
+    ),
+    Setting("veto_file", "", "While this file exists nothing is installed; what is in it is reported as the reason."),
+    Setting(
+        "veto_command",
+        "",
+        "A command, started without a shell before each installation: exit status 0 means go, 75 later; any other, no "
+        "end within 30 s, or a command that is missing, means later too, with a warning. What it prints is the reason.",
+    ),
     Setting("device_class", "generic", "Hardware class that bundles may require."),
     Setting("log_level", "info", "debug, info, warning or error."),
 )
@@ -66,6 +96,13 @@ class Settings:
     reach_seconds: float
     share_labelled_rows: int
     outbox_mb: int
+    bandwidth_kbps: int
+    download_window: str
+    install_window: str
+    network_class_file: str
+    download_network_classes: str
+    veto_file: str
+    veto_command: str
     device_class: str
     log_level: str
 
@@ -92,6 +129,8 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | 
         raise SettingsError(
             "settings.invalid", f"log_level: expected debug, info, warning or error, found {values['log_level']!r}."
         )
+    for name in ("download_window", "install_window"):
+        parse_windows(values[name], f"LIGHTSHIP_AGENT_{name.upper()}")
     return Settings(**values)
 
 

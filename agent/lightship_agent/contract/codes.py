@@ -118,6 +118,7 @@ CODES: Final[dict[str, str]] = {
     "update.interrupted": "The update was cut short and was taken back at start.",
     "update.check-failed": "The process that checks assignments failed, or gave no answer.",
     "update.check-timeout": "The process that checks assignments exceeded its time or CPU.",
+    "update.deferred": "Not now: a maintenance window, the network or somebody on site says so.",
     "update.penalty": "The bundle failed too often here and waits in the penalty box.",
     "serving.malformed": "The request is not what the protocol says.",
     "serving.unknown-model": "No such model or version is being served here.",
