@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import httpx
-from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError, SlowRetrievalError
 from tuf.ngclient.fetcher import FetcherInterface
 
 #: What is asked for is what must come: a compressed answer would be inflated before its length is judged.
@@ -45,6 +45,20 @@ class MetadataFetcher(FetcherInterface):
         self._http = http
         self._patience = patience or Patience()
         self._monotonic = monotonic
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """The whole of a metadata file, at most `max_length` bytes, in memory: a device's /tmp may be full, or absent.
+
+        Raises:
+            DownloadError: and its kinds, as the TUF client knows them.
+        """
+        data = bytearray()
+        for chunk in self.fetch(url):
+            data += chunk
+            if len(data) > max_length:
+                message = f"{url}: more than the {max_length} bytes it may have"
+                raise DownloadLengthMismatchError(message)
+        return bytes(data)
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         # Not a generator itself: the status must raise here.
