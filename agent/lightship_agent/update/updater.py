@@ -216,7 +216,7 @@ class Updater:
     def _fetch(self, target: m.Target) -> None:
         if self.store.holds(target.sha256):
             return
-        from .fetcher import download
+        from .download import download
 
         fail_point("fetching")
         packed_file = self._releases.find(target.path + TRANSPORT_SUFFIX)
