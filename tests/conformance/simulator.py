@@ -230,7 +230,7 @@ class Repository:
         digest, _, plain = base.partition(".")
         path = f"{folder}{slash}{plain}"
         roles = [m.signed for m in self.metadata.values() if isinstance(m.signed, Targets)]
-        known = {t.hashes["sha256"] for r in roles for p, t in r.targets.items() if p == path}
+        known = {digest for r in roles if path in r.targets for digest in r.targets[path].hashes.values()}
         return self.files.get(path) if digest in known else None
 
 

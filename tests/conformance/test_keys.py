@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from securesystemslib.signer import CryptoSigner
 from tests.conformance.conftest import Client
-from tests.conformance.simulator import Repository
+from tests.conformance.simulator import Answer, Repository
+from tuf.api.metadata import Metadata, MetaFile
 
 Make = Callable[[Repository], Client]
 OTHERS = ("timestamp", "snapshot", "targets")
@@ -146,3 +148,69 @@ def test_one_role_cannot_be_signed_with_the_key_of_another(client_of: Make, role
     repository.update()
     assert client.refresh() == 1
     assert client.trusted[role] == 1
+
+
+# Signatures in odd company --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa", "rsa-pkcs1v15"])
+def test_a_key_of_any_kind_counts_with_a_good_signature_and_only_then(client_of: Make, kind: str) -> None:
+    repository = Repository()
+    client = client_of(repository)
+    second = repository.new_signer(kind)
+    repository.grant("root", second)
+    repository.root.roles["root"].threshold = 2
+    repository.publish("root")
+    assert client.refresh() == 0
+    repository.publish("root")
+    version, data = repository.published["root"][-1]
+    metadata = Metadata.from_bytes(data)
+    signature = metadata.signatures[second.public_key.keyid]
+    # One of the same kind and length, over something else.
+    signature.signature = second.sign(b"something else").signature
+    repository.published["root"][-1] = (version, metadata.to_bytes())
+    assert client.refresh() == 1
+    assert client.trusted["root"] == 2
+
+
+@pytest.mark.parametrize("bad", ["", "00", "zz", "00" * 64])
+@pytest.mark.parametrize("role", OTHERS)
+def test_a_bad_signature_beside_a_good_one_does_no_harm(client_of: Make, role: str, bad: str) -> None:
+    repository = Repository()
+    client = client_of(repository)
+    second = repository.new_signer()
+    repository.grant(role, second)
+    repository.publish("root")
+    for name in ("targets", "snapshot", "timestamp"):
+        repository.publish(name)
+        if name == role:
+            version, data = repository.published[role][-1]
+            metadata = Metadata.from_bytes(data)
+            metadata.signatures[second.public_key.keyid].signature = bad
+            repository.published[role][-1] = (version, metadata.to_bytes())
+    assert client.refresh() == 0
+    assert client.trusted[role] == 2
+
+
+@pytest.mark.parametrize("role", OTHERS)
+def test_the_same_signature_twice_is_refused(client_of: Make, role: str) -> None:
+    repository = Repository()
+    client = client_of(repository)
+    version, data = repository.published[role][-1]
+    doubled = json.loads(data)
+    doubled["signatures"] *= 2
+    repository.published[role][-1] = (version, json.dumps(doubled).encode())
+    assert client.refresh() == 1
+    assert role not in client.trusted
+
+
+def test_a_snapshot_that_the_timestamp_key_signed_is_no_timestamp(client_of: Make) -> None:
+    """Signed by the right key, of the right shape, and yet of another type."""
+    repository = Repository()
+    client = client_of(repository)
+    repository.grant("snapshot", repository.signers["timestamp"][0])
+    repository.snapshot.meta = {"snapshot.json": MetaFile(1)}
+    repository.publish("root", "snapshot")
+    repository.lie(r"timestamp\.json", Answer(200, repository.published["snapshot"][-1][1]))
+    assert client.refresh() == 1
+    assert client.trusted == {"root": 2}

@@ -378,10 +378,47 @@ def test_the_first_missing_target_ends_a_download_of_several(client_of: Make) ->
     assert client.has == [b"1"]
 
 
-def test_a_target_without_a_known_hash_is_refused(client_of: Make) -> None:
+@pytest.mark.parametrize("kinds", [["sha256"], ["sha512"], ["sha256", "sha512"], ["sha512", "sha256"], ["sha384"]])
+def test_any_known_hash_will_do(client_of: Make, kinds: list[str]) -> None:
     repository = Repository()
-    repository.files["file"] = b"content"
-    repository.targets().targets["file"] = TargetFile(7, {"sha1": hashlib.sha1(b"content").hexdigest()}, "file")
+    repository.add("file", b"content")
+    repository.targets().targets["file"] = TargetFile.from_data("file", b"content", kinds)
+    repository.update()
+    client = client_of(repository)
+    assert client.download("file") == 0
+    assert client.has == [b"content"]
+    assert [name.partition(".")[0] for name in client.asked[4:]] in [
+        [hashlib.new(kind, b"content").hexdigest()] for kind in kinds
+    ]
+    assert client.download("file") == 0
+    assert client.asked == ["2.root.json", "timestamp.json"]
+
+
+@pytest.mark.parametrize("known", [[], ["sha256"]])
+def test_a_hash_that_nobody_knows_is_one_that_does_not_match(client_of: Make, known: list[str]) -> None:
+    repository = Repository()
+    repository.add("file", b"content")
+    target = TargetFile.from_data("file", b"content", ["sha512", *known])
+    target.hashes["unknown-hash"] = target.hashes.pop("sha512")
+    repository.targets().targets["file"] = target
+    repository.update()
+    client = client_of(repository)
+    assert client.download("file") == 1
+    assert client.has == []
+
+
+@pytest.mark.parametrize("wrong", ["hash", "length", "one of two hashes"])
+def test_a_target_that_is_listed_wrongly_is_refused(client_of: Make, wrong: str) -> None:
+    repository = Repository()
+    repository.add("file", b"content")
+    target = TargetFile.from_data("file", b"content", ["sha256", "sha512"])
+    if wrong == "length":
+        target.length += 1
+    else:
+        target.hashes["sha512"] = "0" * 128
+        if wrong == "hash":
+            del target.hashes["sha256"]
+    repository.targets().targets["file"] = target
     repository.update()
     client = client_of(repository)
     assert client.download("file") == 1

@@ -21,12 +21,13 @@ from typing import Final, NoReturn
 from urllib.parse import quote
 
 import httpx
+from tuf.api.exceptions import LengthOrHashMismatchError
+from tuf.api.metadata import TargetFile
 
 from lightship_agent.contract.codes import LightshipError, SettingsError, TrustError
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.files import storage_error, write_durably
 from lightship_agent.update.fetcher import download
-from lightship_agent.update.released import ReleasedFile
 from lightship_agent.update.releases import Releases
 
 #: The root that `init` was given. No suffix: every `.json` in the folder is metadata that the client keeps.
@@ -89,33 +90,50 @@ def _download(options: argparse.Namespace) -> None:
     with _http() as http:
         releases = _look(http, options)
         for name in options.target_name:
-            _fetch(http, releases.find(name), options.target_dir, options.target_base_url.rstrip("/"))
+            target = releases.target(name)
+            if target is None:
+                raise TrustError("trust.not-released", f"{name!r} is not listed by anybody who may.")
+            url = f"{options.target_base_url.rstrip('/')}/{_place(target, consistent=releases.consistent)}"
+            _fetch(http, url, target, options.target_dir)
 
 
-def _fetch(http: httpx.Client, target: ReleasedFile, folder: Path, base_url: str) -> None:
+def _place(target: TargetFile, *, consistent: bool) -> str:
+    """Where the repository keeps a target: any digest that it lists will do."""
+    return target.get_prefixed_paths()[0] if consistent else target.path
+
+
+def _fetch(http: httpx.Client, url: str, target: TargetFile, folder: Path) -> None:
     path = folder / file_name(target.path)
+    part = folder / f".{path.name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists() and sha256_hex(path.read_bytes()) == target.sha256:
+        part.unlink(missing_ok=True)
+        if path.exists() and _is(target, path.read_bytes()):
             return
     except OSError as e:
         raise storage_error(e, path) from e
-    part = folder / f".{target.sha256}.part"
     try:
-        data = (
-            download(http, f"{base_url}/{target.url_path}", part, target.length, pause=_brief) if target.length else b""
-        )
-        if sha256_hex(data) != target.sha256:
+        data = download(http, url, part, target.length, pause=_brief) if target.length else b""
+        if not _is(target, data):
             raise TrustError("trust.digest", f"{target.path}: the downloaded bytes are not the signed ones.")
         write_durably(path, data)
     finally:
         part.unlink(missing_ok=True)
 
 
+def _is(target: TargetFile, data: bytes) -> bool:
+    """Whether these are the signed bytes; a digest of an unknown kind is one that they don't have."""
+    try:
+        target.verify_length_and_hashes(data)
+    except LengthOrHashMismatchError:
+        return False
+    return True
+
+
 def file_name(target: str) -> str:
     """One file name for a target path: whatever it holds, it stays inside its folder."""
     name = quote(target, safe="")
-    if len(name) > 200:
+    if len(name) > 180:
         return sha256_hex(target.encode())
     return name.replace(".", "%2E", 1) if name.startswith(".") else name
 

@@ -124,20 +124,37 @@ class Releases:
                 found[role] = trusted[role].expires
         return found
 
+    @property
+    def consistent(self) -> bool:
+        """Whether the repository keeps targets under names that hold their digest."""
+        return bool(self._trusted.root.consistent_snapshot)
+
+    def target(self, path: str) -> TargetFile | None:
+        """The verified target at `path`, with whatever digests it is listed under; None where nobody lists it.
+
+        Raises:
+            TrustError: those of the constructor, for the delegated roles that were looked at.
+            LinkError: link.unreachable, link.slow.
+            StorageError: storage.full, storage.unwritable, storage.busy.
+        """
+        with self._exclusive():
+            before = self._stamps()
+            found = self._updater.get_targetinfo(path)
+            self._sync(before)
+            return found
+
     def find(self, path: str) -> ReleasedFile:
         """The released file at `path`.
 
         Raises:
-            TrustError: trust.not-released, and those of the constructor for the delegated role.
+            TrustError: trust.not-released, and those of `target`.
+            LinkError: link.unreachable, link.slow.
+            StorageError: storage.full, storage.unwritable, storage.busy.
         """
-        with self._exclusive():
-            before = self._stamps()
-            found: TargetFile | None = self._updater.get_targetinfo(path)
-            self._sync(before)
+        found = self.target(path)
         if found is None or "sha256" not in found.hashes:
             raise TrustError("trust.not-released", f"{path!r} is not in the signed release list.")
-        consistent = bool(self._trusted.root.consistent_snapshot)
-        return ReleasedFile(path=path, sha256=found.hashes["sha256"], length=found.length, prefixed=consistent)
+        return ReleasedFile(path=path, sha256=found.hashes["sha256"], length=found.length, prefixed=self.consistent)
 
     def open_assignment(self, data: bytes) -> Assignment:
         """The assignment in a DSSE envelope that the director signed.
