@@ -27,7 +27,7 @@ from tuf.api.metadata import TargetFile
 from lightship_agent.contract.codes import LightshipError, SettingsError, TrustError
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.files import storage_error, write_durably
-from lightship_agent.update.fetcher import download
+from lightship_agent.update.download import download
 from lightship_agent.update.releases import Releases
 
 #: The root that `init` was given. No suffix: every `.json` in the folder is metadata that the client keeps.

@@ -24,6 +24,8 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +56,15 @@ def raised(floor: float, at: float, *, system: float, may_step: bool) -> float:
         return floor
     reach = max(floor, system) + (STEP if may_step else 0.0)
     return max(floor, min(at, reach, _LAST))
+
+
+def date_of(header: str) -> float:
+    """Unix seconds of an HTTP Date header (RFC 9110 §5.6.7); not a number where it is none, which nobody believes."""
+    try:
+        at = parsedate_to_datetime(header)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return math.nan
 
 
 class DeviceClock:

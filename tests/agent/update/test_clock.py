@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightship_agent.update.clock import BUILT, FILE, STEP, STEP_EVERY, DeviceClock, raised
+from lightship_agent.update.clock import BUILT, FILE, STEP, STEP_EVERY, DeviceClock, date_of, raised
 
 DAY = 86_400.0
 TRUE = BUILT + 100 * DAY
@@ -144,6 +146,25 @@ def test_a_disk_that_takes_nothing_is_no_reason_to_stop(tmp_path: Path) -> None:
     clock = World(tmp_path / "absent", wall=0.0).boot()
     clock.authenticated(BUILT + 5)
     assert clock.now() == BUILT + 5
+
+
+@given(st.integers(0, 250_000_000_000))
+def test_a_date_header_is_read_to_the_second(at: int) -> None:
+    assert date_of(format_datetime(datetime.fromtimestamp(at, UTC), usegmt=True)) == at
+
+
+@given(st.text(max_size=40))
+def test_a_date_header_that_is_none_is_no_time(header: str) -> None:
+    assert isinstance(date_of(header), float)
+
+
+@pytest.mark.parametrize(
+    "header", ["", "soon", "0", "Tue, 31 Feb 2026 00:00:00 GMT", "Tue, 01 Jan 99999999999 0:0:0 GMT"]
+)
+def test_a_header_that_holds_no_date_changes_nothing(tmp_path: Path, header: str) -> None:
+    clock = World(tmp_path, wall=0.0).boot()
+    clock.authenticated(date_of(header))
+    assert clock.now() == BUILT
 
 
 def test_this_code_was_not_built_in_the_future() -> None:
