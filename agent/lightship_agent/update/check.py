@@ -46,6 +46,7 @@ METADATA_FOLDER: Final = "tuf"
 _TIMEOUT: Final = 180.0  # wall seconds
 _MAX_REPLY: Final = 256 * 1024  # bytes
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
+_PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
@@ -87,6 +88,13 @@ class CheckReply(msgspec.Struct, frozen=True, kw_only=True):
     transport: ReleasedFile
     delta: ReleasedFile | None = None
     metadata_expires: dict[str, int] = {}  # Unix seconds by role
+
+
+class ChildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child reads: the request, and which proxies lead to the network (they may name a password)."""
+
+    check: CheckRequest
+    proxies: dict[str, str] = {}
 
 
 class ChildReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +180,9 @@ def check_in_child(
         UpdateError: update.check-failed, update.check-timeout, update.interrupted.
         LightshipError: whatever `check` raises, as the same class and code.
     """
-    status, output, errors = _run_child(msgspec.json.encode(request), timeout, cancelled)
+    proxies = {name: value for name, value in os.environ.items() if name.lower() in _PROXIES}
+    whole = msgspec.json.encode(ChildRequest(check=request, proxies=proxies))
+    status, output, errors = _run_child(whole, timeout, cancelled)
     if status != 0:
         raise _death(status, errors)
     answer = _read_answer(output)
@@ -259,13 +269,13 @@ def _error(answer: ChildReply) -> LightshipError:
     return kind(answer.code, answer.message, remedy=answer.remedy)
 
 
-def read_request(data: bytes) -> CheckRequest:
+def read_request(data: bytes) -> ChildRequest:
     """The request as the child gets it.
 
     Raises:
         UpdateError: update.check-failed.
     """
     try:
-        return msgspec.json.decode(data, type=CheckRequest)
+        return msgspec.json.decode(data, type=ChildRequest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise UpdateError("update.check-failed", f"The request can't be read: {e}.") from e

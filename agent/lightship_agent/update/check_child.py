@@ -72,7 +72,10 @@ def _answer(data: bytes) -> ChildReply:
     from .check import ChildReply, check, read_request
 
     try:
-        return ChildReply(reply=check(read_request(data)))
+        request = read_request(data)
+        # Set here, a proxy's password is not in the environment that the kernel shows.
+        os.environ.update(request.proxies)
+        return ChildReply(reply=check(request.check))
     except LightshipError as e:
         return ChildReply(code=e.code, message=e.message[:4_000], remedy=e.remedy[:1_000])
     except MemoryError:

@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -108,8 +108,14 @@ class Releases:
             self._trusted = self._updater._trusted_set  # noqa: SLF001 - see above
             if now is not None:
                 self._trusted.reference_time = now
-            self._updater.refresh()
-            FloorFile(folder).accept(self._seen(sha256_hex(root)))
+            try:
+                self._updater.refresh()
+                FloorFile(folder).accept(self._seen(sha256_hex(root)))
+            except BaseException:
+                # What had verified before that went wrong shall outlive a cut as well.
+                with suppress(OSError):
+                    self._sync(before)
+                raise
             self._sync(before)
 
     @property

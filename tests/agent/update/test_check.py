@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -147,6 +148,37 @@ def test_the_child_knows_no_secret_and_is_nobody_special(silent: Ground, monkeyp
     assert limits["Max file size"] == str(16 * 1024 * 1024)
     assert int(limits["Max address space"]) < 512 * 1024 * 1024
     assert int(seen["stat"].rpartition(")")[2].split()[16]) >= os.nice(0) + 10 or os.nice(0) > 9
+
+
+def test_the_child_goes_through_the_agents_proxy_and_its_password_stays_hidden(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(20)
+        port = proxy.getsockname()[1]
+        monkeypatch.setenv("HTTP_PROXY", f"http://user:very-secret@127.0.0.1:{port}")
+        environments: list[bytes] = []
+
+        def look() -> bool:
+            environments.extend(Path(f"/proc/{pid}/environ").read_bytes() for pid in children())
+            return False
+
+        def refuse() -> None:
+            connection, _ = proxy.accept()
+            with connection:
+                asked.append(connection.recv(4_096))
+                time.sleep(0.5)
+
+        asked: list[bytes] = []
+        server = threading.Thread(target=refuse)
+        server.start()
+        assert ended(ground.request(), cancelled=look).code == "link.unreachable"
+        server.join()
+    assert asked[0].startswith(f"GET {ground.url}2.root.json".encode())
+    assert b"Proxy-Authorization" in asked[0]
+    assert environments
+    assert not any(b"secret" in environment for environment in environments)
+    assert ground.repository.asked == []
 
 
 def test_a_child_that_wants_too_much_memory_gets_none() -> None:

@@ -424,7 +424,8 @@ def test_a_pinned_root_that_is_none_is_an_error_with_a_code(ground: Ground, root
     assert refusal.value.code == "trust.metadata"
 
 
-def test_the_cache_is_durable_when_a_look_is_over(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_the_cache_is_durable_when_a_look_is_over(ground: Ground, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
     """Every file that the client renamed into place was synced, and the folder after it."""
     synced: list[Path] = []
     real = os.fsync
@@ -435,9 +436,14 @@ def test_the_cache_is_durable_when_a_look_is_over(ground: Ground, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", fsync)
     ground.publish_new()
-    ground.accepted()
     cache = ground.folder / "tuf"
-    assert {cache / f"{role}.json" for role in ("timestamp", "snapshot", "releases")} <= set(synced)
+    if ends == "well":
+        ground.accepted()
+        assert {cache / f"{role}.json" for role in ("snapshot", "releases")} <= set(synced)
+    else:
+        ground.repository.lie("snapshot", Answer(404))
+        assert ground.refused() == "link.unreachable"
+    assert cache / "timestamp.json" in synced
     assert cache in synced
 
 
