@@ -86,6 +86,7 @@ CODES: Final[dict[str, str]] = {
     "bundle.digest": "The bytes do not have the digest they were promised to have.",
     "bundle.too-large": "The bundle, or one of its members, exceeds its bound.",
     "bundle.manifest": "The manifest is malformed or inconsistent with the members.",
+    "bundle.graph": "The graph is malformed, or holds what no device loads (loops, foreign operators, other files).",
     "bundle.incompatible": "This device can't run the bundle (agent, runtime, opset, memory or device class).",
     "release.exists": "A release of that path exists with other bytes.",
     "release.keys": "Signing keys are missing or unreadable.",

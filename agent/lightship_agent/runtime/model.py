@@ -5,6 +5,7 @@ Rules:
 * one thread per call and no spinning: the same rows give the same bits however busy the device is, and an idle
   agent is idle. A row alone and the same row in a batch may differ in the last bit, since kernels differ;
 * a loaded model never changes; another version is another object;
+* what no device loads (`graph`) is refused before onnxruntime sees a byte of it;
 * the graph must be what manifest and schema say, or it is refused before it serves a single row;
 * errors of onnxruntime stop at this file.
 """
@@ -25,6 +26,8 @@ from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import BundleError, ServingError, UpdateError
 from lightship_agent.contract.profile import ReferenceProfile
 from lightship_agent.contract.schema import FeatureSchema, Outputs
+
+from .graph import check_graph
 
 _WARM_UP_RUNS: Final = 5
 _FATAL_ONLY: Final = 4  # onnxruntime's log level: we report its exceptions, it need not write to stderr as well
@@ -113,10 +116,12 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
         since_ms: wall milliseconds to note as the start of service; now when None.
 
     Raises:
-        BundleError: bundle.incompatible when this runtime can't load the graph, or it is not what the manifest says.
+        BundleError: bundle.graph when no device may load it; bundle.incompatible when this runtime can't, or it is not
+            what the manifest says.
         UpdateError: update.swap when it loads but can't answer.
     """
     manifest = bundle.manifest
+    check_graph(bundle.model, max_bytes=manifest.requires.memory_mb << 20)
     session = _open_session(bundle.model, f"{manifest.model}@{manifest.version}")
     _check_graph(session, manifest.input_schema, manifest.outputs)
     model = LoadedModel(

@@ -60,6 +60,25 @@ def looping() -> bytes:
     )
 
 
+def grinding(turns: int = 2_000, size: int = 2_000) -> bytes:
+    """Multiplies large matrices for many minutes, by plain operators: no look at the graph gives it away."""
+    multiplied = [helper.make_node("MatMul", [f"m{n}", "m0"], [f"m{n + 1}"]) for n in range(turns)]
+    return _model(
+        [
+            helper.make_node("ReduceSum", ["features", "axis"], ["start"], keepdims=1),
+            helper.make_node("Expand", ["start", "wide"], ["m0"]),
+            *multiplied,
+            helper.make_node("ReduceMax", [f"m{turns}"], ["most"], keepdims=1),
+            helper.make_node("Add", ["start", "most"], ["value"]),
+        ],
+        [
+            numpy_helper.from_array(np.array([1], np.int64), "axis"),
+            numpy_helper.from_array(np.array([size, size], np.int64), "wide"),
+        ],
+        [None, 1],
+    )
+
+
 def hungry(megabytes: int) -> bytes:
     """Needs a tensor of that size to answer."""
     return _model(

@@ -96,8 +96,15 @@ def test_a_loaded_model_can_not_be_changed(make_model: Models) -> None:
 
 
 def test_bytes_that_are_no_model_are_refused(open_bundle: Bundles) -> None:
-    with pytest.raises(BundleError, match="can't load pump@1") as refusal:
+    with pytest.raises(BundleError, match="Not an ONNX file") as refusal:
         load_model(msgspec.structs.replace(open_bundle(), model=b"not onnx"))
+    assert refusal.value.code == "bundle.graph"
+
+
+def test_a_graph_that_this_runtime_can_not_load_is_refused_with_its_words(open_bundle: Bundles) -> None:
+    future = open_bundle().model.replace(b"\x10\x11", b"\x10\x7f")  # opset 17 becomes 127
+    with pytest.raises(BundleError, match="can't load pump@1") as refusal:
+        load_model(msgspec.structs.replace(open_bundle(), model=future))
     assert refusal.value.code == "bundle.incompatible"
 
 

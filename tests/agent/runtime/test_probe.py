@@ -15,7 +15,7 @@ from lightship_agent.contract.codes import UpdateError
 from lightship_agent.contract.manifest import Requires
 from lightship_agent.runtime.probe import child_environment, probe
 
-from .graphs import hungry, looping, regressor_bundle
+from .graphs import grinding, hungry, looping, regressor_bundle
 
 Bytes = Callable[..., bytes]
 
@@ -42,8 +42,14 @@ def test_a_good_bundle_is_measured(make_bundle: Bytes, tmp_path: Path, kind: str
     assert 0 < report.memory_mb < 512
 
 
-def test_a_probe_that_loops_for_ever_is_stopped_and_says_so(tmp_path: Path) -> None:
-    path = written(tmp_path, regressor_bundle(looping(), Requires()))
+def test_a_graph_with_a_loop_is_refused_before_it_runs(tmp_path: Path) -> None:
+    error = refused(written(tmp_path, regressor_bundle(looping(), Requires())), Requires())
+    assert error.code == "update.probe-failed"
+    assert "bundle.graph" in error.message
+
+
+def test_a_probe_that_computes_for_ever_is_stopped_and_says_so(tmp_path: Path) -> None:
+    path = written(tmp_path, regressor_bundle(grinding(), Requires()))
     begun = time.monotonic()
     error = refused(path, Requires(), timeout=3)
     assert error.code == "update.probe-timeout"

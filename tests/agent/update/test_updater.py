@@ -17,7 +17,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 from tests.agent.conftest import FEATURES, build, pack_bundle, training_rows
 from tests.agent.link.field import Device, Field
-from tests.agent.runtime.graphs import looping
+from tests.agent.runtime.graphs import grinding
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from lightship.release.repository import RELEASES
@@ -496,10 +496,10 @@ def test_golden_rows_that_do_not_agree_here_keep_the_old_model(field: Field) -> 
     assert device.host.history == [first.digest]
 
 
-def test_a_model_that_loops_for_ever_is_stopped(field: Field) -> None:
+def test_a_model_that_computes_for_ever_is_stopped(field: Field) -> None:
     rows = training_rows(8)
     hanging = pack_bundle(
-        looping(),
+        grinding(),
         Outputs(task="regression", value_output="value"),
         Golden(inputs=Rows.of(rows), values=Rows.of(rows[:, :1])),
         ReferenceProfile(rows=8, features=profile_features(rows, FEATURES)),
