@@ -7,14 +7,28 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Final
 
 from lightship_agent.contract import CONTRACT_VERSION
 from lightship_agent.contract.codes import BundleError
-from lightship_agent.contract.manifest import Manifest
+from lightship_agent.contract.manifest import Manifest, Requires
+
+#: The longest trial a manifest may ask for, in seconds: a device that tries is not one that looks for updates.
+MAX_PROBE_SECONDS: Final = 600
+#: The address space that any bundle may ask for, in MB, however small the device: much of it is never touched.
+MEMORY_ALWAYS_MB: Final = 512
 
 
-def check_compatible(manifest: Manifest, *, agent_version: str, onnxruntime_version: str, device_class: str) -> None:
+def check_compatible(
+    manifest: Manifest,
+    *,
+    agent_version: str,
+    onnxruntime_version: str,
+    device_class: str,
+    device_memory_mb: float = math.inf,
+) -> None:
     """Refuse a bundle this device can't run.
 
     Args:
@@ -22,6 +36,7 @@ def check_compatible(manifest: Manifest, *, agent_version: str, onnxruntime_vers
         agent_version: this agent's version, such as "0.1.0".
         onnxruntime_version: the installed runtime's version, such as "1.32.0".
         device_class: what the operator calls this kind of device; empty when it was never set.
+        device_memory_mb: all the memory this device has; infinite when nobody knows.
 
     Raises:
         BundleError: bundle.incompatible.
@@ -44,6 +59,18 @@ def check_compatible(manifest: Manifest, *, agent_version: str, onnxruntime_vers
             f"this device is {f'of class {device_class}' if device_class else 'of no class'}."
         )
         raise BundleError("bundle.incompatible", message, remedy="Release it for this class, or assign another model.")
+    _check_trial(name, requires, device_memory_mb)
+
+
+def _check_trial(name: str, requires: Requires, device_memory_mb: float) -> None:
+    """The limits of the trial are the bundle's own words; these are the limits of its words."""
+    if not 1 <= requires.probe_seconds <= MAX_PROBE_SECONDS:
+        message = f"{name} asks for a trial of {requires.probe_seconds} s; expected 1 to {MAX_PROBE_SECONDS} s."
+        raise BundleError("bundle.incompatible", message, remedy="Release it with a shorter trial.")
+    most = max(device_memory_mb, MEMORY_ALWAYS_MB)
+    if not 1 <= requires.memory_mb <= most:
+        message = f"{name} asks for {requires.memory_mb} MB of memory; this device gives a trial 1 to {most:.0f} MB."
+        raise BundleError("bundle.incompatible", message, remedy="Choose a smaller model or a smaller budget.")
 
 
 def release_numbers(version: str) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,8 +21,8 @@ def manifest(open_bundle: Callable[..., Bundle]) -> Manifest:
     return open_bundle().manifest
 
 
-def check(manifest: Manifest, requires: Requires, **facts: str) -> None:
-    here = {"agent_version": "0.2.0", "onnxruntime_version": "1.30.1", "device_class": "pi"} | facts
+def check(manifest: Manifest, requires: Requires, **facts: Any) -> None:
+    here: dict[str, Any] = {"agent_version": "0.2.0", "onnxruntime_version": "1.30.1", "device_class": "pi"} | facts
     check_compatible(msgspec.structs.replace(manifest, requires=requires), **here)
 
 
@@ -37,12 +38,24 @@ def test_a_device_that_has_everything_is_told_nothing(manifest: Manifest) -> Non
         (Requires(device_classes=("jetson",)), {}, "for devices of class jetson; this device is of class pi"),
         (Requires(device_classes=("jetson",)), {"device_class": ""}, "this device is of no class"),
         (Requires(min_agent="soon"), {}, "Expected a version"),
+        (Requires(probe_seconds=86_400), {}, "a trial of 86400 s; expected 1 to 600 s"),
+        (Requires(probe_seconds=0), {}, "a trial of 0 s"),
+        (
+            Requires(memory_mb=4096),
+            {"device_memory_mb": 1990.0},
+            "4096 MB of memory; this device gives a trial 1 to 1990",
+        ),
+        (Requires(memory_mb=-1), {}, "asks for -1 MB of memory"),
     ],
 )
-def test_what_is_missing_is_named(manifest: Manifest, requires: Requires, facts: dict[str, str], sentence: str) -> None:
+def test_what_is_missing_is_named(manifest: Manifest, requires: Requires, facts: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BundleError, match=sentence) as refusal:
         check(manifest, requires, **facts)
     assert refusal.value.code == "bundle.incompatible"
+
+
+def test_the_default_budget_fits_every_device(manifest: Manifest) -> None:
+    check(manifest, Requires(), device_memory_mb=416.0)
 
 
 def test_a_bundle_of_a_later_contract_asks_for_a_newer_agent(manifest: Manifest) -> None:
