@@ -37,5 +37,6 @@ class TokenBucket:
 
 
 def bucket_for(kilobytes_per_second: int) -> TokenBucket | None:
-    """The bucket of the setting `bandwidth_kbps`; None where it sets no cap."""
-    return TokenBucket(kilobytes_per_second * KILO) if kilobytes_per_second > 0 else None
+    """The bucket of the setting `bandwidth_kbps`, which gives a quarter of a second at once; None without a cap."""
+    rate = kilobytes_per_second * KILO
+    return TokenBucket(rate, burst=rate / 4) if rate > 0 else None
