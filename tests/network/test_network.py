@@ -217,9 +217,7 @@ def test_a_download_that_takes_longer_than_it_may_is_ended_and_gone_on_with_late
     assert server.asked[-1].range != ""
 
 
-def test_a_bandwidth_cap_is_kept_on_the_wire_and_not_only_behind_the_buffers_of_the_kernel(
-    site: Site, tmp_path: Path
-) -> None:
+def test_a_bandwidth_cap_is_kept_on_the_wire(site: Site, tmp_path: Path) -> None:
     server, size = site.serve(), 800_000
     site.put("pump.tar.zst", DATA[:size])
     link = site.link(server)

@@ -22,7 +22,6 @@ import os
 import queue
 import random
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -45,7 +44,6 @@ MAX_RETRY_AFTER: Final = 300.0
 _MAX_BACKOFF: Final = 30.0
 _POLL: Final = 0.2  # seconds between two looks at `stopped` while the head of an answer is awaited
 _SYNC_BYTES: Final = 8 << 20  # so that a power cut costs little, and the disk is never busy for long at a time
-_NARROWEST, _WIDEST = 16 << 10, 1 << 20  # bytes of a socket's buffer under a bandwidth cap
 _ETAG_ATTRIBUTE: Final = "user.lightship.etag"
 _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]{0,200}"')
 
@@ -290,8 +288,6 @@ class _Download:
             )
 
     def _copy(self, response: httpx.Response, f: IO[bytes], have: int) -> int:
-        if self.rate is not None:
-            _narrow(response, self.rate)
         pace, unsynced = _Pace(self.terms, time.monotonic()), 0
         for chunk in response.iter_raw():
             have += len(chunk)
@@ -321,6 +317,7 @@ class _Download:
     def _slow_down(self, rate: TokenBucket, amount: int) -> float:
         """Wait as the bucket says; for how many seconds."""
         before = time.monotonic()
+        # What is not read is not sent: the kernel widens its window only for those who read fast.
         wait = rate.take(amount, before)
         if wait:
             self.pause(wait)
@@ -354,18 +351,6 @@ def _close_unread(answers: queue.SimpleQueue[httpx.Response | Exception]) -> Non
         answer = answers.get_nowait()
         if isinstance(answer, httpx.Response):
             answer.close()
-
-
-def _narrow(response: httpx.Response, rate: TokenBucket) -> None:
-    """Let the kernel buffer about half a second's worth: it would take megabytes at full speed first, unasked.
-
-    Linux doubles what it is told (socket(7)), so that the link may still have a round trip of half a second.
-    """
-    stream = response.extensions.get("network_stream")
-    opened = stream.get_extra_info("socket") if stream is not None else None
-    if isinstance(opened, socket.socket):
-        size = int(min(max(rate.rate / 4, _NARROWEST), _WIDEST))
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def _keep_etag(part: Path, etag: str) -> None:
