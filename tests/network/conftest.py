@@ -24,8 +24,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from tests.agent.link.field import Field, open_field
 from tests.network.proxy import Proxy
 
+from lightship.home import Home
 from lightship_agent.link.client import open_client
 
 #: A name that the certificate holds, for tests that decide what it resolves to.
@@ -164,3 +166,27 @@ def waits() -> list[float]:
 def pause(waits: list[float]) -> Callable[[float], None]:
     """Notes how long it was told to wait, and does not."""
     return waits.append
+
+
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home without anything in it, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "home"
+    Home.create(path).close()
+    return path
+
+
+@pytest.fixture
+def field(tmp_path: Path, empty_home: Path) -> Iterator[Field]:
+    """A control plane behind a faulty link, and devices that know it by the address of the link."""
+    with open_field(tmp_path, empty_home) as opened:
+        yield opened
+
+
+@pytest.fixture
+def link(field: Field) -> Iterator[Proxy]:
+    """The only way from the devices to their control plane."""
+    proxy = Proxy(("127.0.0.1", int(field.url.rpartition(":")[2])))
+    field.url = f"https://127.0.0.1:{proxy.port}"
+    yield proxy
+    proxy.close()

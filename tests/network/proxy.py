@@ -59,11 +59,17 @@ class Proxy:
         """The next connections fail like this, one after the other."""
         self._faults.extend(faults)
 
-    def close(self) -> None:
-        """Cut everything."""
-        self._over.set()
-        for s in [self._listener, *self._sockets]:
+    def cut(self) -> None:
+        """Cut every connection there is."""
+        for s in self._sockets:
             _cut(s)
+        self._sockets.clear()
+
+    def close(self) -> None:
+        """Cut everything, and listen no more."""
+        self._over.set()
+        _cut(self._listener)
+        self.cut()
         for thread in self._threads:
             thread.join(timeout=5)
 
@@ -135,8 +141,9 @@ class Proxy:
 
 
 def _head(client: socket.socket) -> bytes:
+    # A client that begins with TLS says no more until it is answered: a record's first byte is 22.
     head = b""
-    while b"\r\n\r\n" not in head and (data := client.recv(_STEP)):
+    while b"\r\n\r\n" not in head and not head.startswith(b"\x16") and (data := client.recv(_STEP)):
         head += data
     return head
 
