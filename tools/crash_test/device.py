@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 import lightship_agent
-from lightship_agent.contract.codes import LightshipError
 from lightship_agent.update import machine as m
 from lightship_agent.update.store import BundleStore, StateFile
 
 from . import bundles
+from .door import Door
 from .plane import Plane
 
 PACKAGES = str(Path(lightship_agent.__file__).parents[1])
@@ -54,7 +55,7 @@ class RowError(Exception):
 class Device:
     """One row's device."""
 
-    def __init__(self, plane: Plane, name: str, folder: Path, sockets: Path, url: str = "") -> None:
+    def __init__(self, plane: Plane, name: str, folder: Path, sockets: Path, door: Door | None = None) -> None:
         """An enrolled device without a model, whose agent does not run."""
         self.plane = plane
         self.name = name
@@ -66,10 +67,19 @@ class Device:
         self._socket = sockets / name
         self._http = httpx.Client(transport=httpx.HTTPTransport(uds=str(self._socket)), base_url="http://agent")
         self._process: subprocess.Popen[bytes] | None = None
+        self._pids: list[int] = []
         self._ends: dict[int, str] = {}  # how each process ended, by its id
         self.exits: list[int] = []
         folder.mkdir(parents=True)
-        self.identity = plane.enrol(self.state, name, url)
+        self._door = door
+        self.at_end: list[Callable[[], object]] = []  # what `close` does last
+        self.identity = plane.enrol(self.state, name, door.url if door else "")
+
+    @property
+    def gate(self) -> Door:
+        """The door before the control plane."""
+        assert self._door is not None, "the row has no door"
+        return self._door
 
     # What there is to begin with ------------------------------------------------------------------------------------
 
@@ -112,6 +122,7 @@ class Device:
         self._first.append(self._committed())
         with self._logs[-1].open("ab") as log:
             self._process = subprocess.Popen(command, env=env, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
+        self._pids.append(self._process.pid)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -128,7 +139,8 @@ class Device:
             raise RowError(message) from e
         self._ends[self.process.pid] = CUT
         if status != -signal.SIGKILL:
-            raise RowError(f"it was to die of SIGKILL, and ended with {status}: {self.last_words()}")
+            message = f"it was to die of SIGKILL, and ended with {status}: {self.last_words()}"
+            raise RowError(message)
 
     def ends(self) -> int:
         """Wait for it to end by itself; its exit status."""
@@ -165,6 +177,10 @@ class Device:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._socket.unlink(missing_ok=True)
+        if self._door is not None:
+            self._door.shut()
+        for undo in self.at_end:
+            undo()
 
     # What it says ---------------------------------------------------------------------------------------------------
 
@@ -205,9 +221,11 @@ class Device:
         while not happened():
             if self.process.poll() is not None:
                 self._ends[self.process.pid] = CUT
-                raise RowError(f"waiting for {what}, it ended with {self.process.returncode}: {self.last_words()}")
+                message = f"waiting for {what}, it ended with {self.process.returncode}: {self.last_words()}"
+                raise RowError(message)
             if time.monotonic() > end:
-                raise RowError(f"{what} did not happen within {seconds:.0f} s; update: {self.status().get('update')}")
+                message = f"{what} did not happen within {seconds:.0f} s; update: {self.status().get('update')}"
+                raise RowError(message)
             time.sleep(0.05)
 
     def settles(self, version: int, seconds: float = PATIENCE) -> None:
@@ -247,7 +265,8 @@ class Device:
     def expects(self, what: str, expected: Any, found: Any) -> None:
         """Fail the row unless they are the same."""
         if expected != found:
-            raise RowError(f"{what}: expected {expected}, found {found}")
+            message = f"{what}: expected {expected}, found {found}"
+            raise RowError(message)
 
     # What it left ---------------------------------------------------------------------------------------------------
 
@@ -262,7 +281,7 @@ class Device:
 
     def path(self) -> str:
         """The states that update.json went through; between processes, how the earlier one ended."""
-        pids = list(dict.fromkeys(pid for pid, _, _ in self.trace()))
+        pids = self._pids
         runs = [" → ".join(_entered(self.trace(), pid)) for pid in pids]
         out = ""
         for pid, run in zip(pids, runs, strict=True):
@@ -293,12 +312,14 @@ class Device:
         return wrong
 
     def _committed(self) -> str:
-        """The version that is committed and whole on disk; "" where that can't be told."""
-        try:
-            current = StateFile(self.state).load().current
-        except LightshipError:
-            return ""
-        return str(current.version) if current and BundleStore(self.state).holds(current.sha256) else ""
+        """The version that is committed and whole on disk; "" where that can't be told. Reads, and changes nothing."""
+        for name in ("update.json", "committed.json"):
+            try:
+                current = msgspec.json.decode((self.state / name).read_bytes(), type=m.UpdateState).current
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+                continue
+            return str(current.version) if current and BundleStore(self.state).holds(current.sha256) else ""
+        return ""
 
     def names(self) -> set[str]:
         """Every file under the state directory, by its name relative to it."""

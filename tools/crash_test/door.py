@@ -1,4 +1,4 @@
-"""Crash test: a door between one device and the control plane, which can be shut: connections are reset, then refused."""
+"""Crash test: a door between one device and the control plane; shut, it resets connections and refuses new ones."""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ from lightship_agent.link.identity import Identity
 
 from . import bundles
 
+#: How long an answer stalls where nobody lifts the fault: longer than any row.
+STALL_SECONDS = 300.0
 Asgi = Callable[..., Awaitable[None]]
 
 
@@ -113,8 +115,8 @@ def _spoiling(send: Any, fault: Fault) -> Callable[[Any], Awaitable[None]]:
             await send({**message, "body": body[:-1] + bytes([body[-1] ^ 1])} if last else message)
             return
         await send({**message, "body": body[: fault.at - sent], "more_body": True})
-        while fault.kind == "stall" and not fault.lifted.is_set():
-            await asyncio.sleep(0.02)
+        if fault.kind == "stall":
+            await asyncio.to_thread(fault.lifted.wait, STALL_SECONDS)
         raise BrokenOffError
 
     return spoiling

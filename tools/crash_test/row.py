@@ -16,6 +16,7 @@ from typing import Final
 from lightship_agent.contract.codes import LightshipError
 
 from .device import Device, RowError
+from .door import Door
 from .plane import Plane
 
 PHASES: Final = ("fetching", "trying", "swapped", "reaching", "idle")
@@ -49,9 +50,10 @@ class Stage:
     folder: Path
     sockets: Path
 
-    def device(self, *, url: str = "") -> Device:
+    def device(self, *, door: bool = False) -> Device:
         """An enrolled device, which may look for the control plane behind a door."""
-        return Device(self.plane, self.name, self.folder, self.sockets, url)
+        gate = Door(self.plane.url) if door else None
+        return Device(self.plane, self.name, self.folder, self.sockets, gate)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Row:
     assigned: int | None = 2
     debris: tuple[str, ...] = ()
     committed: int | None = 1
-    needs: str = ""
+    door: bool = False  # whether the control plane is behind a door that can be shut
+    missing: str = ""  # what the row needs and this machine has not
 
     @property
     def name(self) -> str:
@@ -108,6 +111,8 @@ def play(row: Row, stage: Stage, clean: frozenset[str]) -> Found:
         stage: a folder that does not exist yet, and a control plane.
         clean: the files that an undisturbed update leaves.
     """
+    if row.missing:
+        return Found(row, skipped=row.missing)
     began = time.monotonic()
     try:
         found = _with_agent(row, stage, clean) if row.act is not None else _without_agent(row, stage)
@@ -129,7 +134,7 @@ def _without_agent(row: Row, stage: Stage) -> Found:
 
 
 def _with_agent(row: Row, stage: Stage, clean: frozenset[str]) -> Found:
-    device = stage.device()
+    device = stage.device(door=row.door)
     try:
         row.begin(device)
         if row.assigned is not None:
@@ -168,4 +173,5 @@ def _judge(row: Row, device: Device, clean: frozenset[str], problem: str) -> Fou
 
 def _differences(row: Row, path: str, serves: str, debris: tuple[str, ...]) -> tuple[str, ...]:
     pairs = (("state path", row.path, path), ("serves", row.serves, serves), ("debris", row.debris, debris))
-    return tuple(f"{what}: expected {want or 'none'}, found {have or 'none'}" for what, want, have in pairs if want != have)
+    unequal = [pair for pair in pairs if pair[1] != pair[2]]
+    return tuple(f"{what}: expected {want or 'none'}, found {have or 'none'}" for what, want, have in unequal)

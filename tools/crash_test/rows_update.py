@@ -28,13 +28,18 @@ Act = Callable[[Device], None]
 def rows() -> list[Row]:
     """The rows of this file."""
     return [
-        Row("undisturbed", "none", "none", FULL, "v2", lambda d: (d.start(), d.settles(2))[0]),
+        Row("undisturbed", "none", "none", FULL, "v2", _undisturbed),
         *_saves(),
         *_steps(),
         *_store(),
         *_downloads(),
         *_trials(),
     ]
+
+
+def _undisturbed(device: Device) -> None:
+    device.start()
+    device.settles(2)
 
 
 def killed(order: str) -> Act:
@@ -120,8 +125,8 @@ def _steps() -> list[Row]:
         found += [
             Row("SIGKILL", f"step `{point}`", "", after, "v2", killed(point)),
             Row("error", f"step `{point}`", code, way(upto, "idle", FULL), "v2", failing(f"{point}=error:{code}")),
-            Row("hang", f"step `{point}`", "", after, "v2", hanging(point, MEANWHILE[_before(phase) or "fetching"]
-                if point != "soaking" and point != "reaching" else "v2")),
+            Row("hang", f"step `{point}`", "", after, "v2",
+                hanging(point, "v2" if point in {"soaking", "reaching"} else MEANWHILE[_before(phase) or "fetching"])),
         ]  # fmt: skip
     return found
 
@@ -238,9 +243,11 @@ def _boxed(device: Device) -> None:
     device.start(POLL_SECONDS="1")
     digest = device.plane.versions[LYING].digest
     device.waits(
-        lambda: device.status().get("update", {}).get("penalties", {}).get(digest, 0) > 4e9 / 1e9
-        and len([1 for _, p, _ in device.trace() if p == "after-save-trying"]) == 3
-        and device.status()["update"]["phase"] == "idle",
+        lambda: (
+            device.status().get("update", {}).get("penalties", {}).get(digest, 0) > 4
+            and len([1 for _, p, _ in device.trace() if p == "after-save-trying"]) == 3
+            and device.status()["update"]["phase"] == "idle"
+        ),
         "three tries",
     )
 

@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import os
@@ -146,12 +147,14 @@ class Saboteur:
     def _note(self, line: str) -> None:
         if self._folder is None:
             return
-        # One write of a whole line: nothing of it is lost when the process dies at the next instruction.
-        descriptor = os.open(self._folder / "trace", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, f"{line}\n".encode())
-        finally:
-            os.close(descriptor)
+        # One write of a whole line: nothing of it is lost when the process dies at the next instruction. A disk that
+        # a test has filled must fail the agent where it writes, and not here.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._folder / "trace", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, f"{line}\n".encode())
+            finally:
+                os.close(descriptor)
 
 
 def fail_point(point: str, subject: str = "") -> None:
