@@ -36,8 +36,9 @@ DECIDERS = (
     "lightship.registry.rules",
     "lightship.training.gate",
 )
-#: Decision 0003: beside the contract, the control plane runs a model as the device will, and writes files as it does.
-SHARED = ("lightship_agent.contract", "lightship_agent.runtime", "lightship_agent.files")
+#: Decisions 0003 and 0010: beside the contract, the control plane runs a model as the device will, writes files as it
+#: does, and fails in tests where it is told to, as it does.
+SHARED = ("lightship_agent.contract", "lightship_agent.runtime", "lightship_agent.files", "lightship_agent.fail_points")
 #: `compression` is the standard library's from Python 3.14 on.
 STANDARD = frozenset(sys.stdlib_module_names) | {"compression"}
 #: Where a distribution's name is not the name one imports.

@@ -24,6 +24,7 @@ from . import __version__
 from .contract.bundle import Bundle
 from .contract.codes import LightshipError, StorageError, UpdateError
 from .contract.messages import AnyRecord, Command, Heartbeat, Update
+from .fail_points import fail_point
 from .files import sweep, write_durably
 from .link import enrol, identity
 from .link.client import ControlPlane
@@ -41,7 +42,6 @@ from .serving.metrics import Sample, health_samples, plane_samples, render
 from .serving.server import HttpServer
 from .settings import Settings
 from .update import machine
-from .update.fail_points import fail_point
 from .update.updater import Timing, Updater
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from .contract.codes import StorageError
-from .update.fail_points import fail_point
+from .fail_points import fail_point
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:

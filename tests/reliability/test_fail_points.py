@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightship_agent.contract.codes import CODES, LightshipError, SettingsError
-from lightship_agent.update.fail_points import FAIL_POINTS, Order, Saboteur, parse_orders, saboteur_for
+from lightship_agent.fail_points import FAIL_POINTS, Order, Saboteur, parse_orders, saboteur_for
 from lightship_agent.update.machine import Phase
 
-AGENT = Path(__file__).resolve().parents[2] / "agent" / "lightship_agent"
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = (ROOT / "agent" / "lightship_agent", ROOT / "control_plane" / "lightship")
 PHASES = get_args(Phase)
 KNOWN = {name.replace("{phase}", phase) for name in FAIL_POINTS for phase in PHASES}
 
@@ -36,7 +37,7 @@ def named_in(source: str) -> Iterator[str]:
 
 
 def test_every_fail_point_in_the_code_is_listed_and_every_listed_one_is_in_the_code() -> None:
-    found = {name for path in AGENT.rglob("*.py") for name in named_in(path.read_text())}
+    found = {name for home in PROGRAMS for path in home.rglob("*.py") for name in named_in(path.read_text())}
 
     assert found == set(FAIL_POINTS)
 
@@ -141,10 +142,10 @@ def test_an_order_waits_for_the_pass_and_for_the_point_it_names() -> None:
 
 def test_a_variable_that_is_set_later_does_nothing_and_at_the_start_it_kills() -> None:
     later = (
-        "import os\nfrom lightship_agent.update.fail_points import fail_point\n"
+        "import os\nfrom lightship_agent.fail_points import fail_point\n"
         "os.environ['LIGHTSHIP_FAIL_POINT'] = 'probing'\nfail_point('probing')\nprint('alive')"
     )
-    env = {"PYTHONPATH": str(AGENT.parent)}
+    env = {"PYTHONPATH": str(PROGRAMS[0].parent)}
 
     harmless = subprocess.run([sys.executable, "-c", later], env=env, capture_output=True, text=True, check=False)
     killed = subprocess.run([sys.executable, "-c", later], env={**env, "LIGHTSHIP_FAIL_POINT": "probing"}, check=False)

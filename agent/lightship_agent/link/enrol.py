@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from lightship_agent.contract.codes import EnrolError, InvalidNameError, LinkError
 from lightship_agent.contract.device_api import EnrolReply, EnrolRequest, Paths, parse_token
 from lightship_agent.contract.names import check_name
-from lightship_agent.update.fail_points import fail_point
+from lightship_agent.fail_points import fail_point
 
 from . import identity as store
 from .client import ControlPlane, Reply, ask, check_server, open_client, server_ca

@@ -31,7 +31,7 @@ import msgspec
 from lightship_agent.contract.codes import WireError
 from lightship_agent.contract.messages import AnyRecord
 from lightship_agent.contract.wire import MAX_PACKED, decode, encode, pack
-from lightship_agent.update.fail_points import fail_point
+from lightship_agent.fail_points import fail_point
 
 log = logging.getLogger(__name__)
 

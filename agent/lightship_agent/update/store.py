@@ -19,9 +19,9 @@ import msgspec
 
 from lightship_agent.contract.codes import StorageError
 from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.fail_points import fail_point
 from lightship_agent.files import storage_error, write_durably
 
-from .fail_points import fail_point
 from .machine import UpdateState
 
 log = logging.getLogger(__name__)

@@ -24,13 +24,13 @@ from lightship_agent.contract.codes import LightshipError, LinkError, StorageErr
 from lightship_agent.contract.device_api import Paths
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, unpack_transport
 from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.fail_points import fail_point
 from lightship_agent.files import storage_error
 from lightship_agent.link.client import ControlPlane
 from lightship_agent.link.identity import Identity
 from lightship_agent.runtime.probe import probe
 
 from . import machine as m
-from .fail_points import fail_point
 from .store import BundleStore, StateFile
 
 log = logging.getLogger(__name__)

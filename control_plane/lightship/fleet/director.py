@@ -18,6 +18,7 @@ from lightship.storage import audit
 from lightship.storage.models import AssignmentRow, Device, ModelVersion
 from lightship_agent.contract.assignment import PAYLOAD_TYPE, Assignment, assignment_bytes
 from lightship_agent.contract.codes import RegistryError
+from lightship_agent.fail_points import fail_point
 
 #: Long enough for a device that sleeps over the holidays; re-issued at half of it, and whenever something changes.
 LIFE_SECONDS: Final = 90 * 86_400
@@ -33,6 +34,7 @@ def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVers
     if version.state != "released":
         message = f"{version.model}@{version.version} is {version.state}; only released versions can be assigned."
         raise RegistryError("registry.state", message, remedy="Run `lightship release`.")
+    fail_point("assigning", device)
     row = session.get(AssignmentRow, device)
     issued = audit.now_ms() // 1_000
     payload = Assignment(

@@ -30,6 +30,7 @@ from lightship.release.keys import KeyFolder
 from lightship.storage import audit
 from lightship.storage.models import AssignmentRow, Device, DeviceEpoch, Exposure, RolloutRow, UpdateStep, WindowRow
 from lightship_agent.contract.codes import FleetError, RegistryError
+from lightship_agent.fail_points import fail_point
 
 from . import director
 from . import rollout as r
@@ -201,6 +202,7 @@ def advance(session: Session, row: RolloutRow, keys: KeyFolder, bundle_of: Bundl
     plan = _with_a_way_back(session, plan)
     after, actions = r.step(plan, state, known, verdict, now)
     if after != state:
+        fail_point("advancing", after.status)
         _store(row, after)
     if after.status != state.status:
         detail = {"from": state.status, "to": after.status, "reason": after.reason}
@@ -340,6 +342,7 @@ def _carry_out(session: Session, row: RolloutRow, plan: r.Plan, action: r.Action
         case r.Revert(devices):
             return _revert(session, row, plan, devices, keys)
         case r.Promote():
+            fail_point("promoting")
             versions.set_alias(session, plan.model, "champion", plan.version, actor=ACTOR)
             versions.drop_alias(session, plan.model, "challenger", plan.version, actor=ACTOR)
     return ()

@@ -41,7 +41,7 @@ from lightship_agent.contract.assignment import DIRECTOR
 from lightship_agent.contract.codes import ReleaseError
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, pack_transport
 from lightship_agent.contract.wire import sha256_hex
-from lightship_agent.files import storage_error, write_durably
+from lightship_agent.files import storage_error, sweep, write_durably
 
 from .keys import KeyFolder
 
@@ -248,6 +248,7 @@ class ReleaseRepository:
             home.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise storage_error(e, home) from e
+        sweep(home)
         write_durably(home / f"{sha256_hex(data)}.{name}", data)
 
     def _delegations(self) -> Delegations:
@@ -268,6 +269,7 @@ class ReleaseRepository:
     def _lock(self) -> Iterator[None]:
         with (self.metadata / ".lock").open("w") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
+            sweep(self.metadata)
             yield
 
 

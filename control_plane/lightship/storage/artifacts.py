@@ -10,7 +10,7 @@ from typing import Protocol
 
 from lightship_agent.contract.codes import StorageError
 from lightship_agent.contract.wire import sha256_hex
-from lightship_agent.files import storage_error, write_durably
+from lightship_agent.files import storage_error, sweep, write_durably
 
 
 class ArtifactStore(Protocol):
@@ -47,6 +47,7 @@ class FolderArtifacts:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as e:
                 raise storage_error(e, path) from e
+            sweep(path.parent)
             write_durably(path, data)
         return digest
 

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from lightship_agent.contract.codes import StorageError
+from lightship_agent.fail_points import fail_point
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 BUSY_SECONDS: Final = 30
@@ -49,6 +50,9 @@ class Database:
         """
         with self._session(writes=True) as session:
             yield session
+            session.flush()
+            fail_point("before-commit")
+        fail_point("after-commit")
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -1,4 +1,4 @@
-"""Update: fail points, named instructions at which a crash test may have this process fail.
+"""Fail points: named instructions at which a crash test may have this process fail, of either program.
 
     LIGHTSHIP_FAIL_POINT=soaking                                     die of SIGKILL there
     LIGHTSHIP_FAIL_POINT='before-save-trying>file-written(update.json)=enospc,soaking=hang/always'
@@ -59,6 +59,11 @@ FAIL_POINTS: Final[dict[str, str]] = {
     "sending": "A batch of reports is about to be sent.",
     "sent": "The server has taken a batch of reports; that it did is not yet noted.",
     "enrol-answered": "The server has certified the new key; nothing of it is on disk.",
+    "before-commit": "Control plane: a transaction is complete, and not yet committed.",
+    "after-commit": "Control plane: a transaction is committed.",
+    "advancing": "Control plane: a rollout is to change; nothing of it is written. The subject is its next status.",
+    "assigning": "Control plane: an assignment is to be signed, within a transaction. The subject is the device.",
+    "promoting": "Control plane: a version is to become the champion, within a transaction.",
 }
 
 _ORDER: Final = re.compile(
