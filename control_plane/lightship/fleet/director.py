@@ -24,8 +24,17 @@ from lightship_agent.fail_points import fail_point
 LIFE_SECONDS: Final = 90 * 86_400
 
 
-def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVersion, rollout: str, actor: str) -> int:
-    """Sign a new assignment of `version` for `device`; its seq.
+def assign(
+    session: Session,
+    keys: KeyFolder,
+    *,
+    device: str,
+    version: ModelVersion,
+    rollout: str,
+    actor: str,
+    retry: bool = False,
+) -> int:
+    """Sign a new assignment of `version` for `device`; its seq. With `retry` the device forgets that it failed there.
 
     Raises:
         RegistryError: registry.state unless the version is released.
@@ -48,6 +57,7 @@ def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVers
         sha256=version.digest,
         length=version.length,
         rollout=rollout,
+        retry=retry,
     )
     if row is None:
         row = AssignmentRow(device=device)
@@ -56,6 +66,8 @@ def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVers
     row.rollout, row.issued_at, row.expires_at = rollout, payload.issued * 1_000, payload.expires * 1_000
     row.envelope = sign(keys, payload)
     detail = {"model": version.model, "version": version.version, "seq": payload.seq, "rollout": rollout}
+    if retry:
+        detail["retry"] = True
     audit.append(session, actor=actor, verb="device.assign", subject=device, detail=detail)
     return payload.seq
 
