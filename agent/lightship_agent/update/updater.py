@@ -216,6 +216,7 @@ class Updater:
             source=source,
             current_sha256=current.sha256 if current else "",
         )
+        fail_point("checking")
         reply = self._check(request)
         self.clock.authenticated(reply.assignment.issued)
         self.metadata_expires = reply.metadata_expires
