@@ -15,6 +15,7 @@ from lightship_agent.contract import bundle as b
 from lightship_agent.contract.bundle import Golden, Rows, build_bundle, encode_golden, read_bundle, read_members
 from lightship_agent.contract.codes import BundleError
 from lightship_agent.contract.profile import FeatureBins, ReferenceProfile
+from lightship_agent.contract.ustar import header
 from lightship_agent.contract.wire import encode, sha256_hex
 
 from .builders import golden, manifest, members, profile
@@ -173,14 +174,14 @@ def test_a_tar_with_a_hundred_thousand_members_is_refused_at_the_second() -> Non
 def test_members_out_of_order_are_refused(swap: tuple[str, str]) -> None:
     first, second = swap
     whole = members()
-    blocks = {name: b._header(name, len(whole[name])) + whole[name] + bytes(-len(whole[name]) % 512) for name in whole}
+    blocks = {name: header(name, len(whole[name])) + whole[name] + bytes(-len(whole[name]) % 512) for name in whole}
     manifest_end = ARCHIVE.index(blocks[b.MODEL])
 
     assert refusal(ARCHIVE[:manifest_end] + blocks[first] + blocks[second] + bytes(1024)).code == "bundle.malformed"
 
 
 def test_a_length_beyond_the_members_bound_is_refused_before_it_is_believed() -> None:
-    huge = b._header(b.CARD, b.MEMBERS[b.CARD] + 1) + bytes(1024)
+    huge = header(b.CARD, b.MEMBERS[b.CARD] + 1) + bytes(1024)
     not_octal = bytearray(ARCHIVE)
     not_octal[124:136] = b"\x80" + b"\xff" * 11
 
@@ -201,7 +202,7 @@ def test_a_bundle_without_a_required_member_is_refused(absent: str) -> None:
 def test_a_member_the_manifest_does_not_vouch_for_is_refused() -> None:
     with_card, without = members(), members()
     del without[b.CARD]
-    spliced = sealed(without)[:-1024] + ARCHIVE[ARCHIVE.index(b._header(b.CARD, len(with_card[b.CARD]))) :]
+    spliced = sealed(without)[:-1024] + ARCHIVE[ARCHIVE.index(header(b.CARD, len(with_card[b.CARD]))) :]
 
     assert refusal(spliced).code == "bundle.manifest"
 

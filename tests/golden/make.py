@@ -10,6 +10,7 @@ read the files of every version (`test_golden.py`).
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from lightship_agent.contract.bundle import (
     read_members,
 )
 from lightship_agent.contract.manifest import Manifest, Provenance, Requires
+from lightship_agent.contract.media import MediaWriter, assignment_name, target_name
 from lightship_agent.contract.messages import (
     Command,
     Envelope,
@@ -168,6 +170,23 @@ def assignment(archive: bytes) -> Assignment:
     )  # fmt: skip
 
 
+def media(packed: bytes) -> bytes:
+    """What is carried to a device without a network; the container does not look into its parts."""
+    out = io.BytesIO()
+    writer = MediaWriter(out)
+    members = {
+        "metadata/1.root.json": b'{"signed":"root"}',
+        "metadata/4.snapshot.json": b'{"signed":"snapshot"}',
+        "metadata/timestamp.json": b'{"signed":"timestamp"}',
+        assignment_name("press-1"): b'{"payload":""}',
+        target_name(sha256_hex(packed)): packed,
+    }
+    for name, data in members.items():
+        writer.add(name, len(data), [data])
+    writer.finish()
+    return out.getvalue()
+
+
 def files() -> dict[str, bytes]:
     """Every golden file of this version, by name."""
     archive = bundle()
@@ -184,6 +203,7 @@ def files() -> dict[str, bytes]:
         "state.msgpack": encode(State(on=True, n=2, agent="0.1.0")),
         "command.msgpack": encode(Command(id="c-1", expires=1_700_000_060, e="0123456789abcdef", first=9)),
         "assignment.json": assignment_bytes(assignment(archive)),
+        "export.media": media(pack_transport(archive)),
         "canonical.json": canonical_json({"b": [1, 2.5, None], "a": {"ü": "–"}}),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from lightship_agent.contract import CONTRACT_VERSION, bundle
 from lightship_agent.contract.assignment import parse_assignment
 from lightship_agent.contract.bundle import Golden, read_bundle, read_members
 from lightship_agent.contract.manifest import manifest_bytes, parse_manifest
+from lightship_agent.contract.media import MediaWriter, read_chunks, read_index, read_member, target_name
 from lightship_agent.contract.messages import Command, Envelope, Heartbeat, LabelledRows, Labels, State, Update, Window
 from lightship_agent.contract.profile import Binner, ReferenceProfile
 from lightship_agent.contract.transport import decompress
@@ -147,6 +149,27 @@ def test_the_assignment_of_version_1_is_read() -> None:
 
     assert (read.device, read.seq, read.model, read.version, read.mode) == ("press-1", 4, "golden-pump", 7, "serve")
     assert (read.sha256, read.length) == (V1_DIGEST, len((V1 / "bundle.tar").read_bytes()))
+
+
+def test_the_media_file_of_version_1_is_read_and_is_what_todays_writer_writes() -> None:
+    packed = (V1 / "bundle.tar.zst").read_bytes()
+    data = (V1 / "export.media").read_bytes()
+    file = io.BytesIO(data)
+
+    index = read_index(file)
+
+    assert index.devices == ("press-1",)
+    assert list(index.entries) == [
+        "lightship-media", "metadata/1.root.json", "metadata/4.snapshot.json", "metadata/timestamp.json",
+        "assignments/press-1.json", f"targets/{sha256_hex(packed)}",
+    ]  # fmt: skip
+    assert read_member(file, index, target_name(sha256_hex(packed)), len(packed)) == packed
+    again = io.BytesIO()
+    writer = MediaWriter(again)
+    for name in list(index.entries)[1:]:
+        writer.add(name, index.entries[name].length, read_chunks(file, index.entries[name]))
+    writer.finish()
+    assert again.getvalue() == data
 
 
 def test_canonical_json_of_version_1_has_the_same_bytes_today() -> None:

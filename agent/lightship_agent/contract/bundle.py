@@ -21,6 +21,7 @@ import numpy.typing as npt
 from .codes import BundleError, WireError
 from .manifest import Manifest, Member, manifest_bytes, parse_manifest
 from .profile import ReferenceProfile
+from .ustar import BLOCK, END, claimed_length, claimed_name, header, padding
 from .wire import decode, encode, sha256_hex
 
 MANIFEST: Final = "manifest.json"
@@ -40,8 +41,7 @@ MEMBERS: Final[dict[str, int]] = {
     CARD: 256 * 1024,
 }
 _REQUIRED: Final = (MANIFEST, MODEL, PROFILE, GOLDEN)
-_BLOCK: Final = 512
-MAX_BUNDLE: Final = sum(MEMBERS.values()) + 2 * _BLOCK * (len(MEMBERS) + 1)
+MAX_BUNDLE: Final = sum(MEMBERS.values()) + 2 * BLOCK * (len(MEMBERS) + 1)
 
 
 class Rows(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,22 +176,8 @@ def _write_archive(members: Mapping[str, bytes]) -> bytes:
         body = members[name]
         if len(body) > MEMBERS[name]:
             raise BundleError("bundle.too-large", f"Member {name!r}: {len(body)} bytes exceed {MEMBERS[name]}.")
-        out += _header(name, len(body)) + body + b"\0" * (-len(body) % _BLOCK)
-    return bytes(out + b"\0" * (2 * _BLOCK))
-
-
-def _header(name: str, length: int) -> bytes:
-    fields = [
-        name.encode().ljust(100, b"\0"),
-        b"0000644\0", b"0000000\0", b"0000000\0",  # mode, uid, gid
-        b"%011o\0" % length,
-        b"%011o\0" % 0,  # mtime: the same inputs give the same bytes
-        b" " * 8,  # checksum, filled in below
-        b"0", b"\0" * 100, b"ustar\0", b"00",
-        b"\0" * 32, b"\0" * 32, b"0000000\0", b"0000000\0", b"\0" * 155, b"\0" * 12,
-    ]  # fmt: skip
-    header = b"".join(fields)
-    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+        out += header(name, len(body)) + body + bytes(padding(len(body)))
+    return bytes(out + END)
 
 
 def _read_archive(data: bytes) -> dict[str, bytes]:
@@ -201,33 +187,31 @@ def _read_archive(data: bytes) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     view, at = memoryview(data), 0
     order = list(MEMBERS)
-    while at + _BLOCK <= len(data) and any(view[at : at + _BLOCK]):
-        name, length = _claims(bytes(view[at : at + _BLOCK]))
+    while at + BLOCK <= len(data) and any(view[at : at + BLOCK]):
+        name, length = _claims(bytes(view[at : at + BLOCK]))
         if name in members or (members and order.index(name) < order.index(list(members)[-1])):
             raise BundleError("bundle.malformed", f"Member {name!r} is out of order or twice in the archive.")
-        body = at + _BLOCK
-        end = body + length + (-length % _BLOCK)
+        body = at + BLOCK
+        end = body + length + padding(length)
         if end > len(data):
             raise BundleError("bundle.malformed", f"Member {name!r} is cut off.")
         if any(view[body + length : end]):
             raise BundleError("bundle.malformed", f"Member {name!r}: padding is not zero.")
         members[name] = bytes(view[body : body + length])
         at = end
-    if len(data) - at != 2 * _BLOCK or any(view[at:]):
+    if len(data) - at != 2 * BLOCK or any(view[at:]):
         raise BundleError("bundle.malformed", "The archive does not end in exactly two zero blocks.")
     return members
 
 
-def _claims(header: bytes) -> tuple[str, int]:
-    name = header[:100].rstrip(b"\0").decode("ascii", "replace")
+def _claims(block: bytes) -> tuple[str, int]:
+    name, length = claimed_name(block), claimed_length(block)
     if name not in MEMBERS:
         raise BundleError("bundle.malformed", f"{name[:60]!r} is not a bundle member.")
-    digits = header[124:135]
-    if not all(0x30 <= d <= 0x37 for d in digits):
+    if length is None:
         raise BundleError("bundle.malformed", f"Member {name!r}: the length is not octal.")
-    length = int(digits, 8)
     if length > MEMBERS[name]:
         raise BundleError("bundle.too-large", f"Member {name!r}: {length} bytes exceed {MEMBERS[name]}.")
-    if header != _header(name, length):
+    if block != header(name, length):
         raise BundleError("bundle.malformed", f"Member {name!r}: not a plain deterministic ustar header.")
     return name, length

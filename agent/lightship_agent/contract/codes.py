@@ -20,6 +20,7 @@
       StorageError     storage.*      disk and database
       AccessError      access.*       who may do what
       DriftError       drift.*        evidence that is not there
+      MediaError       media.*        a file carried to a device without a network
 
 Rules: a code, once released, keeps its meaning. Telemetry counts codes, exit statuses follow their family,
 and `docs/reference/errors.md` is generated from `CODES`.
@@ -50,6 +51,7 @@ EXIT_STATUS: Final[dict[str, int]] = {
     "storage": 26,
     "access": 27,
     "drift": 28,
+    "media": 29,
 }
 
 CODES: Final[dict[str, str]] = {
@@ -91,6 +93,7 @@ CODES: Final[dict[str, str]] = {
     "release.exists": "A release of that path exists with other bytes.",
     "release.keys": "Signing keys are missing or unreadable.",
     "release.unknown": "No such release.",
+    "release.expiry": "Something signed would end before the time that was asked for.",
     "trust.signature": "Signed metadata or an assignment does not verify with enough trusted keys.",
     "trust.expired": "Signed metadata or an assignment has expired: updates stop, serving goes on.",
     "trust.rollback": "Signed metadata or an assignment is older than one already accepted.",
@@ -120,9 +123,6 @@ CODES: Final[dict[str, str]] = {
     "update.check-failed": "The process that checks assignments failed, or gave no answer.",
     "update.check-timeout": "The process that checks assignments exceeded its time or CPU.",
     "update.deferred": "Not now: a maintenance window, the network or somebody on site says so.",
-    "update.superseded": "A newer assignment came while the bundle of this one was on its way.",
-    "update.went-back": "Somebody at the device went back to the version before.",
-    "update.no-way-back": "There is no version before this one to go back to.",
     "update.penalty": "The bundle failed too often here and waits in the penalty box.",
     "serving.malformed": "The request is not what the protocol says.",
     "serving.unknown-model": "No such model or version is being served here.",
@@ -136,12 +136,12 @@ CODES: Final[dict[str, str]] = {
     "serving.runtime": "The runtime raised while predicting.",
     "serving.unknown-prediction": "No recent prediction has that id.",
     "fleet.unknown-device": "No such device.",
+    "fleet.unassigned": "The device was never told what to run, or only what is no longer released.",
     "fleet.unknown-rollout": "No such rollout.",
     "fleet.rollout-state": "The rollout is not in a state that allows this.",
     "fleet.rollout-spec": "The rollout's plan is malformed or selects no device.",
     "fleet.group-busy": "Another rollout of this model is already under way on some of these devices.",
     "storage.full": "No space is left; nothing was half-written.",
-    "storage.quota": "The bundles that are needed take more room than this device grants them.",
     "storage.unwritable": "The directory can't be written.",
     "storage.busy": "Another program kept the database locked for too long.",
     "storage.schema": "The database is of another version; run `lightship db upgrade`.",
@@ -149,6 +149,14 @@ CODES: Final[dict[str, str]] = {
     "storage.corrupt": "A stored file or the audit chain is not what was written.",
     "access.token": "An API token is required, or the one shown is not valid.",
     "drift.unknown": "No drift evidence for that device or model.",
+    "media.malformed": "The file is not a Lightship media file, or was altered.",
+    "media.unreadable": "The media file can't be opened or read.",
+    "media.truncated": "The media file ends too early: it was not copied whole.",
+    "media.too-large": "The media file, or something in it, exceeds its bound.",
+    "media.format": "The media file is of a format that this version does not read.",
+    "media.foreign": "The media file holds nothing for this device.",
+    "media.incomplete": "The media file lacks something that this device needs of it.",
+    "media.waiting": "The agent has not settled the imported file in time.",
 }
 
 
@@ -293,3 +301,15 @@ class DriftError(LightshipError):
     """Drift evidence that is not there."""
 
     family = "drift."
+
+
+class MediaError(LightshipError):
+    """A file carried to a device without a network is broken, or not for it."""
+
+    family = "media."
+
+
+def error_of(code: str, message: str, *, remedy: str = "") -> LightshipError:
+    """The error of that code, as the class of its family."""
+    kind = next(k for k in LightshipError.__subclasses__() if code.startswith(k.family))
+    return kind(code, message, remedy=remedy)

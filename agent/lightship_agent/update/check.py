@@ -59,8 +59,9 @@ class ServerSource(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
 class FileSource(msgspec.Struct, frozen=True, kw_only=True, tag="file"):
     """A file that somebody carried here.
 
-    `opener` is the `module:function` of this package that opens it: a context manager from its path to a fetcher of
-    the TUF client. The metadata is asked for under `metadata_url`.
+    `opener` is the `module:function` of this package that opens it: a context manager from its path, the folder of the
+    metadata that verified before, and the time, to a fetcher of the TUF client. The metadata is asked for under
+    `metadata_url`.
     """
 
     path: str
@@ -114,6 +115,7 @@ def check(request: CheckRequest) -> CheckReply:
         LinkError: link.unreachable, link.slow.
         StorageError: storage.full, storage.unwritable, storage.busy, storage.corrupt.
         EnrolError: enrol.not-enrolled.
+        MediaError: media.*, of a file that was carried here.
     """
     from lightship_agent.link.identity import load_identity
 
@@ -122,7 +124,7 @@ def check(request: CheckRequest) -> CheckReply:
     folder = Path(request.state_dir)
     identity = load_identity(folder)
     now = datetime.fromtimestamp(request.now, UTC)
-    with _open_source(request.source, folder) as (fetcher, url):
+    with _open_source(request) as (fetcher, url):
         releases = Releases(folder / METADATA_FOLDER, fetcher, url, identity.tuf_root, now=now)
         assignment = releases.open_assignment(request.envelope)
         check_assignment(assignment, device=request.device, floor=request.floor, now=request.now)
@@ -148,13 +150,14 @@ def _find_delta(releases: Releases, assignment: Assignment, current: str) -> Rel
 
 
 @contextlib.contextmanager
-def _open_source(source: ServerSource | FileSource, folder: Path) -> Iterator[tuple[FetcherInterface, str]]:
+def _open_source(request: CheckRequest) -> Iterator[tuple[FetcherInterface, str]]:
+    source, folder = request.source, Path(request.state_dir)
     if isinstance(source, FileSource):
         module, _, name = source.opener.partition(":")
         if not module.startswith("lightship_agent.") or not name.isidentifier():
             raise UpdateError("update.check-failed", f"{source.opener!r} does not name an opener of this package.")
         opener = getattr(importlib.import_module(module), name)
-        with opener(Path(source.path)) as fetcher:
+        with opener(Path(source.path), folder / METADATA_FOLDER, request.now) as fetcher:
             yield fetcher, source.metadata_url
         return
     from lightship_agent.link.client import open_client

@@ -338,3 +338,32 @@ def test_no_secret_is_written_to_the_log(field: Field) -> None:
 
     assert key not in agent.log.read_text()
     assert (state / "identity" / "key.pem").stat().st_mode & 0o077 == 0
+
+
+# import ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(None, "media.unreadable"), (b"", "media.malformed"), (b"no media" * 200, "media.malformed")]
+)
+def test_what_is_no_media_file_is_refused_and_leaves_nothing(
+    field: Field, tmp_path: Path, content: bytes | None, code: str
+) -> None:
+    state, _ = seeded(field)
+    before = sorted(p.name for p in state.iterdir())
+    stick = tmp_path / "stick.media"
+    if content is not None:
+        stick.write_bytes(content)
+
+    done = command("import", "--json", str(stick), state=state)
+
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert (said["code"], done.returncode, done.stdout) == (code, EXIT_STATUS["media"], "")
+    assert sorted(p.name for p in state.iterdir()) == before
+
+
+def test_nothing_is_imported_where_no_device_is_enrolled(tmp_path: Path) -> None:
+    done = command("import", "--json", str(tmp_path / "stick.media"), state=tmp_path / "state")
+
+    assert json.loads(done.stderr.splitlines()[-1])["code"] == "enrol.not-enrolled"
+    assert not (tmp_path / "state").exists()

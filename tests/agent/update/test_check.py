@@ -294,7 +294,7 @@ class FolderFetcher(FetcherInterface):
 
 
 @contextmanager
-def open_folder(path: Path) -> Iterator[FolderFetcher]:
+def open_folder(path: Path, _cache: Path, _now: float) -> Iterator[FolderFetcher]:
     yield FolderFetcher(path)
 
 
