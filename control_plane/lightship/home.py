@@ -16,12 +16,12 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightship_agent.contract.codes import StorageError
+from lightship_agent.contract.codes import ReleaseError, StorageError
 from lightship_agent.files import storage_error, write_durably
 
 from .data.store import DatasetStore
 from .fleet.ca import CertificateAuthority
-from .release.keys import KeyFolder
+from .release.keys import OFFLINE_ROLES, KeyFolder
 from .release.repository import ReleaseRepository
 from .storage import audit
 from .storage.artifacts import FolderArtifacts
@@ -41,21 +41,34 @@ class Home:
     releases: ReleaseRepository
 
     @classmethod
-    def create(cls, path: Path) -> Home:
+    def create(cls, path: Path, *, production: bool = False) -> Home:
         """Make a new home, or complete one that was begun. What devices trust already is never made a second time.
+
+        Args:
+            path: where.
+            production: without the keys of root, targets and releases, and so without a release repository, which the
+                first ceremony makes; once begun so, a home stays so.
 
         Raises:
             StorageError: storage.full, storage.unwritable, storage.corrupt for a home without its CA.
-            ReleaseError: release.keys for a home without the keys of its release repository.
+            ReleaseError: release.keys for a home without the keys of its release repository, release.exists for
+                `production` in a home that has development keys already.
         """
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
             raise storage_error(e, path) from e
         home = cls.at(path)
+        if production and not home.keys.production and any(home.keys.has(role) for role in OFFLINE_ROLES):
+            message = f"{path} has development keys already."
+            remedy = "Move it to keys of your own: `lightship keys ceremony begin`."
+            raise ReleaseError("release.exists", message, remedy=remedy)
         if home.releases.exists:
             home.keys.require_online()
             home.ca.require()
+        elif production or home.keys.production:
+            home.keys.create_online()
+            home.ca.create()
         else:
             home.keys.create()
             home.ca.create()

@@ -1,12 +1,16 @@
 """Release: the TUF repository.
 
 Rules:
-* written in the order bundle files → releases → snapshot → timestamp, each by temp file, fsync and rename, under one
-  lock; a cut anywhere leaves the old repository in force;
+* written in the order bundle files → targets, releases → snapshot → timestamp, each by temp file, fsync and rename,
+  under one lock; a cut anywhere leaves the old repository in force;
+* nothing is written that devices would not believe: what is signed is verified first, with the keys they were told;
 * a path, once released, keeps its bytes; revocation is de-listing;
-* snapshot and timestamp are re-signed at half of their life even when nothing changed;
+* snapshot and timestamp are re-signed at half of their life even when nothing changed; so is every other role whose
+  keys are here;
 * the uncompressed bundle is listed as a target of its own, so that an assignment can name it; what travels is the
-  `.zst` beside it.
+  `.zst` beside it;
+* a change of keys is written from a journal, so that one that was cut is finished by whoever takes the lock next. Where
+  the old keys are here, they sign along until the new root is out, and no device sees a gap.
 
 Source: The Update Framework specification 1.0, consistent snapshots.
 """
@@ -14,48 +18,30 @@ Source: The Update Framework specification 1.0, consistent snapshots.
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final
 
-from securesystemslib.exceptions import StorageError as UnreadableFileError
-from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api.metadata import (
-    DelegatedRole,
-    Delegations,
-    Metadata,
-    MetaFile,
-    Root,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
-from tuf.api.serialization import DeserializationError
-from tuf.api.serialization.json import JSONSerializer
+import msgspec
+from securesystemslib.signer import Signer
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from lightship_agent.contract.assignment import DIRECTOR
 from lightship_agent.contract.codes import ReleaseError
-from lightship_agent.contract.transport import TRANSPORT_SUFFIX, pack_transport
+from lightship_agent.contract.transport import DELTA_SUFFIX, TRANSPORT_SUFFIX, pack_transport
 from lightship_agent.contract.wire import sha256_hex
-from lightship_agent.files import storage_error, sweep, write_durably
+from lightship_agent.files import storage_error, sweep, sync_folder, write_durably
 
-from .keys import KeyFolder
+from .changes import Documents, RoleKeys, check, first_documents
+from .keys import ROLES, KeyFolder
+from .metadata import LIFE, RELEASES, MetadataFiles, Signed, expiry
+from .signing import sign_with, verifies
 
-LIFE: Final[dict[str, timedelta]] = {
-    "root": timedelta(days=365),
-    "targets": timedelta(days=365),
-    "releases": timedelta(days=90),
-    "snapshot": timedelta(days=7),
-    "timestamp": timedelta(days=7),
-}
-RELEASES: Final = "releases"
-_PATTERNS: Final = ["bundles/*/*", "deltas/*/*"]
-_T = TypeVar("_T", Root, Targets, Snapshot, Timestamp)
-_ONLINE: Final = (RELEASES, "snapshot", "timestamp")
+__all__ = ["LIFE", "RELEASES", "ReleaseRepository", "Released"]
+_BUNDLES: Final = "bundles/"
+_NO_TARGETS: Final[Mapping[str, bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -75,16 +61,96 @@ class ReleaseRepository:
         """Nothing is read yet."""
         self.metadata = folder / "metadata"
         self.targets = folder / "targets"
+        self._journal = folder / "changing.json"
+        self._files = MetadataFiles(self.metadata)
         self._keys = keys
-        self._serializer = JSONSerializer(compact=True)
+        keys.ask(self.trusted)
+
+    # What is in force -------------------------------------------------------------------------------------------------
 
     @property
     def exists(self) -> bool:
         """Whether the repository was made; its timestamp is written last."""
-        return (self.metadata / "timestamp.json").exists()
+        return self._files.complete
+
+    def root_bytes(self) -> bytes:
+        """The root in force: what devices are given to trust at enrolment.
+
+        Raises:
+            ReleaseError: release.not-begun.
+        """
+        self.require()
+        return (self.metadata / self._files.name("root")).read_bytes()
+
+    def require(self) -> None:
+        """See that there is a repository.
+
+        Raises:
+            ReleaseError: release.not-begun.
+        """
+        if not self.exists:
+            if self._broken:
+                message = f"There is no readable timestamp metadata in {self.metadata}."
+                raise ReleaseError("release.unknown", message, remedy="Restore <home>/tuf from your backup.")
+            message = f"There is no release repository in {self.metadata} yet: nobody has signed its first root."
+            remedy = "Finish the first ceremony: `lightship keys ceremony begin`, `sign`, `finish`."
+            raise ReleaseError("release.not-begun", message, remedy=remedy)
+
+    @property
+    def _broken(self) -> bool:
+        """Whether a repository that was begun has lost its head: the journal lies there until that is written."""
+        return not self.exists and not self._journal.exists() and any(self.metadata.glob("*.root.json"))
+
+    def in_force(self) -> Documents:
+        """Root, targets and releases in force.
+
+        Raises:
+            ReleaseError: release.not-begun, release.unknown.
+        """
+        self.require()
+        return Documents(self._files.root(), self._files.targets(), self._files.releases())
+
+    def trusted(self, role: str) -> list[str]:
+        """The ids of the keys that devices trust for a role.
+
+        Raises:
+            ReleaseError: release.not-begun, release.unknown.
+        """
+        return list(self.delegator(role).signed.get_delegated_role(role).keyids)
+
+    def delegator(self, role: str) -> Metadata[Root] | Metadata[Targets]:
+        """Whose metadata in force says who may sign for a role.
+
+        Raises:
+            ReleaseError: release.not-begun, release.unknown.
+        """
+        self.require()
+        return self._files.targets() if role in (RELEASES, "director") else self._files.root()
+
+    def released(self) -> list[Released]:
+        """Every released bundle.
+
+        Raises:
+            ReleaseError: release.not-begun, release.unknown.
+        """
+        self.require()
+        releases = self._files.releases().signed
+        listed = (p for p in sorted(releases.targets) if p.startswith(_BUNDLES) and not p.endswith(TRANSPORT_SUFFIX))
+        return [self._released(p, releases) for p in listed]
+
+    def expiries(self) -> dict[str, datetime]:
+        """When each role's metadata expires.
+
+        Raises:
+            ReleaseError: release.not-begun, release.unknown.
+        """
+        self.require()
+        return {role: self._files.expires(role) for role in LIFE}
+
+    # Changes ----------------------------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Sign the first version of every role.
+        """Sign the first version of every role with keys that are all here, one each.
 
         Raises:
             ReleaseError: release.exists, release.keys.
@@ -92,154 +158,302 @@ class ReleaseRepository:
         """
         if self.exists:
             raise ReleaseError("release.exists", f"There is a repository in {self.metadata} already.")
-        try:
-            self.metadata.mkdir(parents=True, exist_ok=True)
-            self.targets.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise storage_error(e, self.metadata) from e
-        with self._lock():
-            self._write(_first_root(self._keys), "root")
-            self._write(Metadata(Targets(expires=_expiry("targets"), delegations=self._delegations())), "targets")
-            self._write(Metadata(Targets(expires=_expiry(RELEASES))), RELEASES)
-            snapshot = Snapshot(expires=_expiry("snapshot"))
-            snapshot.meta = {"targets.json": MetaFile(1), "releases.json": MetaFile(1)}
-            self._write(Metadata(snapshot), "snapshot")
-            self._write(Metadata(Timestamp(expires=_expiry("timestamp"), snapshot_meta=MetaFile(1))), "timestamp")
+        self._make_folders()
+        with self._lock(begun=False):
+            pass  # which finishes what was cut, if anything was
+        if self._files.complete:
+            return
+        signers = {role: self._keys.signer(role) for role in ROLES}
+        documents = first_documents({role: RoleKeys.of([s.public_key]) for role, s in signers.items()})
+        for role, document in documents.items():
+            sign_with(document, [signers[role]])
+        self.change(documents)
 
-    def root_bytes(self) -> bytes:
-        """The first root: what devices are given to trust at enrolment."""
-        return (self.metadata / "1.root.json").read_bytes()
-
-    def publish(self, path: str, bundle: bytes) -> Released:
+    def publish(
+        self, path: str, bundle: bytes, *, extra: Mapping[str, bytes] = _NO_TARGETS, signers: Sequence[Signer] = ()
+    ) -> Released:
         """Release the bundle at `path`; the same bytes again are no change.
+
+        Args:
+            path: of the bundle.
+            bundle: its uncompressed bytes.
+            extra: further targets that go with it in the same commit, by path; e.g. deltas.
+            signers: keys of the releases role that are not in the home.
 
         Raises:
             ReleaseError: release.exists for other bytes at the same path; release.keys.
             StorageError: storage.full, storage.unwritable; the release list stays as it was.
         """
         with self._lock():
-            releases = self._load(RELEASES, Targets)
-            found = releases.signed.targets.get(path)
-            if found is not None:
-                if found.hashes["sha256"] != sha256_hex(bundle):
-                    raise ReleaseError("release.exists", f"{path} is released with other bytes.")
-                return self._released(path, releases.signed)
-            packed = pack_transport(bundle)
-            self._store_target(path + TRANSPORT_SUFFIX, packed)
-            for name, data in ((path, bundle), (path + TRANSPORT_SUFFIX, packed)):
-                releases.signed.targets[name] = TargetFile.from_data(name, data, ["sha256"])
-            self._commit(releases)
+            releases = self._files.releases()
+            if self._add(releases, {path: bundle}, extra):
+                self._commit(releases, signers)
             return self._released(path, releases.signed)
 
-    def revoke(self, path: str) -> None:
-        """De-list the bundle at `path`: no device accepts it from its next refresh on.
+    def revoke(self, path: str, *, signers: Sequence[Signer] = ()) -> None:
+        """De-list the bundle at `path` with what goes with it: no device accepts it from its next refresh on.
 
         Raises:
             ReleaseError: release.unknown, release.keys.
+            StorageError: storage.full, storage.unwritable; the release list stays as it was.
         """
         with self._lock():
-            releases = self._load(RELEASES, Targets)
-            if path not in releases.signed.targets:
-                raise ReleaseError("release.unknown", f"{path} is not released.")
-            for name in (path, path + TRANSPORT_SUFFIX):
-                releases.signed.targets.pop(name, None)
-            self._commit(releases)
+            releases = self._files.releases()
+            delist(releases.signed, path)
+            self._commit(releases, signers)
 
-    def released(self) -> list[Released]:
-        """Every released bundle."""
-        releases = self._load(RELEASES, Targets).signed
-        return [self._released(p, releases) for p in sorted(releases.targets) if not p.endswith(TRANSPORT_SUFFIX)]
-
-    def renew(self, now: datetime) -> list[str]:
-        """Re-sign every online role (and releases, where its key is here) past half of its life; the roles re-signed.
+    def draft(self, *, add: Mapping[str, bytes] = _NO_TARGETS, remove: Collection[str] = ()) -> Metadata[Targets]:
+        """The next release list, with nobody's signature yet; the files of what it adds are stored already.
 
         Raises:
-            ReleaseError: release.keys when an online key is missing; release.unknown.
-            StorageError: storage.full, storage.unwritable; what was in force stays so.
+            ReleaseError: release.exists, release.unknown, release.not-begun.
+            StorageError: storage.full, storage.unwritable.
         """
         with self._lock():
-            # The releases key may be kept elsewhere: what is signed here must not lapse because of that.
-            here = [role for role in _ONLINE if role != RELEASES or self._keys.has(RELEASES)]
+            releases = self._files.releases()
+            self._add(releases, add, _NO_TARGETS)
+            for path in remove:
+                delist(releases.signed, path)
+            releases.signed.version += 1
+            releases.signed.expires = expiry(RELEASES)
+            releases.signatures.clear()
+            return releases
+
+    def lacking(self, role: str, signers: Sequence[Signer] = ()) -> int:
+        """How many signatures of `role` can't be made here.
+
+        Raises:
+            ReleaseError: release.not-begun, release.unknown.
+        """
+        spec = self.delegator(role).signed.get_delegated_role(role)
+        here, _ = self._signers(role, spec.keyids, signers)
+        return max(0, spec.threshold - len(here))
+
+    def change(self, documents: Documents) -> list[str]:
+        """Put signed documents into force together, with the snapshot and timestamp that list them; their roles.
+
+        Raises:
+            ReleaseError: release.stale, release.threshold, release.ceremony, release.keys; nothing has changed.
+            StorageError: storage.full, storage.unwritable; who takes the lock next finishes it.
+        """
+        self._make_folders()
+        with self._lock(begun=False):
+            if self._broken:
+                self.require()
+            before = self.in_force() if self.exists else Documents()
+            check(documents, before)
+            files = self._files_of(before, documents)
+            write_durably(self._journal, msgspec.json.encode(files))
+            self._carry_out()
+            return [role for role, _ in documents.items()]
+
+    def renew(self, now: datetime) -> list[str]:
+        """Re-sign every role past half of its life whose keys are here; the roles re-signed.
+
+        Raises:
+            ReleaseError: release.keys when an online key is missing; release.unknown, release.not-begun.
+            StorageError: storage.full, storage.unwritable; what was in force stays so.
+        """
+        self.require()
+        with self._lock():
+            # Keys may be kept elsewhere: what is signed here must not lapse because of that.
+            online = ("snapshot", "timestamp")
+            here = [role for role in LIFE if role in online or not self.lacking(role)]
             due = [role for role in here if self._past_half(role, now)]
-            if RELEASES in due:
-                self._commit(self._load(RELEASES, Targets))
-            elif "snapshot" in due:
-                self._commit_snapshot()
-            elif due:
+            if "root" in due:
+                self._write_next(self._files.root(), "root")
+            versions = {
+                role: self._write_next(self._files.load(role, Targets), role)
+                for role in ("targets", RELEASES)
+                if role in due
+            }
+            if versions or "snapshot" in due:
+                self._commit_snapshot(**versions)
+            elif "timestamp" in due:
                 self._commit_timestamp()
             return due
 
-    def expiries(self) -> dict[str, datetime]:
-        """When each role's metadata expires."""
-        return {role: self._expires(role) for role in LIFE}
+    def sign_apart(self, expires: datetime) -> dict[str, bytes]:
+        """A snapshot and a timestamp of what is in force that live until `expires`, by file name, to be carried away.
+
+        What is online goes beyond their versions first, so that a device that was given them finds its way back.
+
+        Raises:
+            ReleaseError: release.keys, release.unknown, release.not-begun.
+            StorageError: storage.full, storage.unwritable; what was in force stays so.
+        """
+        with self._lock():
+            snapshot, timestamp = self._files.load("snapshot", Snapshot), self._files.load("timestamp", Timestamp)
+            self._sign_next(snapshot, "snapshot", expires)
+            timestamp.signed.snapshot_meta = MetaFile(snapshot.signed.version)
+            self._sign_next(timestamp, "timestamp", expires)
+            self._commit_snapshot(ahead=1)
+            name = f"{snapshot.signed.version}.snapshot.json"
+            return {name: self._files.encode(snapshot), "timestamp.json": self._files.encode(timestamp)}
+
+    # Signing and writing, under the lock ------------------------------------------------------------------------------
+
+    def _load(self, role: str, kind: type[Signed]) -> Metadata[Signed]:
+        return self._files.load(role, kind)
 
     def _past_half(self, role: str, now: datetime) -> bool:
-        return self._expires(role) - now < LIFE[role] / 2
+        return self._files.expires(role) - now < LIFE[role] / 2
 
-    def _expires(self, role: str) -> datetime:
-        if role == "root":
-            return self._load(role, Root).signed.expires
-        if role == "snapshot":
-            return self._load(role, Snapshot).signed.expires
-        if role == "timestamp":
-            return self._load(role, Timestamp).signed.expires
-        return self._load(role, Targets).signed.expires
+    def _add(self, releases: Metadata[Targets], bundles: Mapping[str, bytes], extra: Mapping[str, bytes]) -> bool:
+        """Store and list what is not listed yet; whether anything was."""
+        listed = releases.signed.targets
+        wanted = {**bundles, **extra}
+        for path, data in wanted.items():
+            if path in listed and listed[path].hashes["sha256"] != sha256_hex(data):
+                raise ReleaseError("release.exists", f"{path} is released with other bytes.")
+        fresh = {path: data for path, data in wanted.items() if path not in listed}
+        for path, data in fresh.items():
+            stored = {path: data}
+            if path in bundles:
+                # A bundle is listed as itself, and travels packed.
+                stored = {path + TRANSPORT_SUFFIX: pack_transport(data)}
+                listed[path] = TargetFile.from_data(path, data, ["sha256"])
+            for name, packed in stored.items():
+                self._store_target(name, packed)
+                listed[name] = TargetFile.from_data(name, packed, ["sha256"])
+        return bool(fresh)
 
-    def _commit(self, releases: Metadata[Targets]) -> None:
-        self._write_next(releases, RELEASES)
-        self._commit_snapshot(releases.signed.version)
+    def _commit(self, releases: Metadata[Targets], signers: Sequence[Signer] = ()) -> None:
+        self._commit_snapshot(releases=self._write_next(releases, RELEASES, signers))
 
-    def _commit_snapshot(self, releases_version: int | None = None) -> None:
-        snapshot = self._load("snapshot", Snapshot)
-        if releases_version is not None:
-            snapshot.signed.meta["releases.json"] = MetaFile(releases_version)
-        self._write_next(snapshot, "snapshot")
-        self._commit_timestamp(snapshot.signed.version)
+    def _commit_snapshot(self, releases: int | None = None, targets: int | None = None, *, ahead: int = 0) -> None:
+        """Sign a snapshot of these versions, and a timestamp for it; `ahead` of them by that many versions."""
+        snapshot = self._files.load("snapshot", Snapshot)
+        for role, version in ((RELEASES, releases), ("targets", targets)):
+            if version is not None:
+                snapshot.signed.meta[f"{role}.json"] = MetaFile(version)
+        snapshot.signed.version += ahead
+        self._commit_timestamp(self._write_next(snapshot, "snapshot"), ahead=ahead)
 
-    def _commit_timestamp(self, snapshot_version: int | None = None) -> None:
-        timestamp = self._load("timestamp", Timestamp)
+    def _commit_timestamp(self, snapshot_version: int | None = None, *, ahead: int = 0) -> None:
+        timestamp = self._files.load("timestamp", Timestamp)
         if snapshot_version is not None:
             timestamp.signed.snapshot_meta = MetaFile(snapshot_version)
+        timestamp.signed.version += ahead
         self._write_next(timestamp, "timestamp")
 
-    def _write_next(self, metadata: Metadata[_T], role: str) -> None:
+    def _write_next(self, metadata: Metadata[Signed], role: str, signers: Sequence[Signer] = ()) -> int:
+        self._sign_next(metadata, role, expiry(role), signers)
+        self._write_signed(metadata, role)
+        return int(metadata.signed.version)
+
+    def _sign_next(
+        self, metadata: Metadata[Signed], role: str, expires: datetime, signers: Sequence[Signer] = ()
+    ) -> None:
+        """Make it the next version, signed by the keys of its role that are here or given."""
+        delegator = self.delegator(role).signed
         metadata.signed.version += 1
-        metadata.signed.expires = _expiry(role)
-        metadata.sign(self._keys.signer(role))
+        metadata.signed.expires = expires
+        metadata.signatures.clear()
+        spec = delegator.get_delegated_role(role)
+        here, problem = self._signers(role, spec.keyids, signers)
+        sign_with(metadata, here)
         # What no device would believe must not take the place of what it does.
-        delegator = self._load("targets", Targets).signed if role == RELEASES else self._load("root", Root).signed
-        try:
-            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except UnsignedMetadataError as e:
+        if not verifies(delegator, role, metadata):
+            raise self._short(role, spec.keyids, spec.threshold, len(here), problem)
+
+    def _signers(self, role: str, keyids: Collection[str], given: Sequence[Signer]) -> tuple[list[Signer], str]:
+        """The signers of these keys: those given, and those in the home."""
+        found = {s.public_key.keyid: s for s in given if s.public_key.keyid in keyids}
+        here, problem = self._keys.signers(role, keyids)
+        found.update({s.public_key.keyid: s for s in here if s.public_key.keyid not in found})
+        return list(found.values()), problem
+
+    def _short(self, role: str, keyids: Collection[str], threshold: int, have: int, problem: str) -> ReleaseError:
+        if problem:
+            return ReleaseError("release.keys", problem, remedy="Restore it from your backup.")
+        ids = ", ".join(k[:8] for k in keyids)
+        message = f"Expected {threshold} of the {role} keys {ids}; {have} of them can sign here."
+        if self._keys.has(role) and not have:
             message = f"The {role} key is not the one that devices were told to trust."
-            raise ReleaseError("release.keys", message, remedy="Restore <home>/keys from your backup.") from e
-        self._write_signed(metadata, role)
+        return ReleaseError(
+            "release.keys", message, remedy="Restore <home>/keys from your backup, or sign where the key is."
+        )
 
-    def _write(self, metadata: Metadata[_T], role: str) -> None:
-        metadata.sign(self._keys.signer(role))
-        self._write_signed(metadata, role)
+    def _write_signed(self, metadata: Metadata[Signed], role: str) -> None:
+        write_durably(self.metadata / self._file_name(role, metadata), self._files.encode(metadata))
 
-    def _write_signed(self, metadata: Metadata[_T], role: str) -> None:
-        name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
-        write_durably(self.metadata / name, metadata.to_bytes(self._serializer))
+    # Changes of keys, from a journal ----------------------------------------------------------------------------------
 
-    def _load(self, role: str, _kind: type[_T]) -> Metadata[_T]:
-        """The version in force: timestamp names the snapshot, the snapshot names the rest."""
+    def _files_of(self, before: Documents, documents: Documents) -> list[tuple[str, str]]:
+        """The files that put documents into force, in the order in which they are written."""
+        after = documents.over(before)
+        root, targets = after.root, after.targets
+        assert root is not None
+        assert targets is not None
+        self._require_director(targets)
+        roots = [r.signed for r in (root, before.root) if r is not None]
+        new: dict[str, Metadata[Any]] = {role: m for role, m in documents.items() if role != "root"}
+        snapshot, timestamp = self._current("snapshot", Snapshot), self._current("timestamp", Timestamp)
+        if new or not verifies(root.signed, "snapshot", snapshot):
+            listed = {"targets.json": after.version("targets"), "releases.json": after.version(RELEASES)}
+            snapshot.signed.meta.update({name: MetaFile(version) for name, version in listed.items()})
+            new["snapshot"] = self._online_next(snapshot, "snapshot", roots)
+        if "snapshot" in new or not verifies(root.signed, "timestamp", timestamp):
+            timestamp.signed.snapshot_meta = MetaFile(snapshot.signed.version)
+            new["timestamp"] = self._online_next(timestamp, "timestamp", roots)
+        if documents.root is not None:
+            # With the old keys' signatures beside the new ones', the old root leads to the same as the new.
+            seamless = before.root is not None and all(
+                verifies(before.root.signed, role, m) for role, m in new.items() if role != RELEASES
+            )
+            new = {**new, "root": root} if seamless else {"root": root, **new}
+        return [(self._file_name(role, m), self._files.encode(m).decode()) for role, m in new.items()]
+
+    def _current(self, role: str, kind: type[Signed]) -> Metadata[Signed]:
+        """What is in force, or a version 0 for the first one to follow."""
+        if self.exists:
+            return self._files.load(role, kind)
+        first = Metadata(kind(expires=expiry(role)))
+        first.signed.version = 0
+        return first
+
+    def _online_next(self, metadata: Metadata[Signed], role: str, roots: Sequence[Root]) -> Metadata[Signed]:
+        """The next version of an online role, signed for the new root (the first) and, if it can be, the old one."""
+        metadata.signed.version += 1
+        metadata.signed.expires = expiry(role)
+        metadata.signatures.clear()
+        here, problem = self._keys.signers(role, {k for root in roots for k in root.roles[role].keyids})
+        sign_with(metadata, here)
+        if not verifies(roots[0], role, metadata):
+            spec = roots[0].roles[role]
+            raise self._short(role, spec.keyids, spec.threshold, len(here), problem)
+        return metadata
+
+    def _require_director(self, targets: Metadata[Targets]) -> None:
+        keyids = targets.signed.get_delegated_role("director").keyids
+        if not self._keys.signers("director", keyids)[0]:
+            message = "The new director key is not here, and devices could not be told anything any more."
+            raise ReleaseError("release.keys", message, remedy="Begin with `lightship keys rotate director`.")
+
+    def _carry_out(self) -> None:
+        """Write what the journal says; again from the start when that was cut."""
+        for name, text in msgspec.json.decode(self._journal.read_bytes(), type=list[tuple[str, str]]):
+            write_durably(self.metadata / name, text.encode())
         try:
-            return Metadata[_T].from_file(str(self.metadata / self._name(role)))
-        except (OSError, ValueError, KeyError, UnreadableFileError, DeserializationError) as e:
-            message = f"No readable {role} metadata: {e}."
-            raise ReleaseError("release.unknown", message, remedy="Restore <home>/tuf from your backup.") from e
+            self._journal.unlink()
+            sync_folder(self._journal.parent)
+        except OSError as e:
+            raise storage_error(e, self._journal) from e
+        for role in ROLES:
+            self._keys.retire(role, self.trusted(role))
 
-    def _name(self, role: str) -> str:
-        if role == "timestamp":
-            return "timestamp.json"
-        if role == "root":
-            newest = max(int(p.name.partition(".")[0]) for p in self.metadata.glob("*.root.json"))
-            return f"{newest}.root.json"
-        if role == "snapshot":
-            return f"{self._load('timestamp', Timestamp).signed.snapshot_meta.version}.snapshot.json"
-        return f"{self._load('snapshot', Snapshot).signed.meta[f'{role}.json'].version}.{role}.json"
+    # Files ------------------------------------------------------------------------------------------------------------
+
+    def _file_name(self, role: str, metadata: Metadata[Any]) -> str:
+        return "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
+
+    def _make_folders(self) -> None:
+        try:
+            self.metadata.mkdir(parents=True, exist_ok=True)
+            self.targets.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise storage_error(e, self.metadata) from e
 
     def _store_target(self, path: str, data: bytes) -> None:
         folder, _, name = path.rpartition("/")
@@ -251,34 +465,34 @@ class ReleaseRepository:
         sweep(home)
         write_durably(home / f"{sha256_hex(data)}.{name}", data)
 
-    def _delegations(self) -> Delegations:
-        releases, director = self._keys.signer(RELEASES).public_key, self._keys.signer(DIRECTOR).public_key
-        roles = {
-            RELEASES: DelegatedRole(RELEASES, [releases.keyid], 1, terminating=True, paths=_PATTERNS),
-            # A key holder only: it signs assignments, and no path is ever looked up in it.
-            DIRECTOR: DelegatedRole(DIRECTOR, [director.keyid], 1, terminating=True, paths=["-director-/-/-"]),
-        }
-        return Delegations({releases.keyid: releases, director.keyid: director}, roles)
-
     def _released(self, path: str, releases: Targets) -> Released:
         target = releases.targets[path]
         transport = releases.targets[path + TRANSPORT_SUFFIX]
         return Released(path, target.hashes["sha256"], target.length, transport.length)
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self, *, begun: bool = True) -> Iterator[None]:
+        """One writer at a time; who gets the lock finishes what the last one could not."""
+        if begun:
+            self.require()
         with (self.metadata / ".lock").open("w") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
+            if self._journal.exists():
+                self._carry_out()
             sweep(self.metadata)
             yield
 
 
-def _first_root(keys: KeyFolder) -> Metadata[Root]:
-    root = Root(expires=_expiry("root"), consistent_snapshot=True)
-    for role in ("root", "targets", "snapshot", "timestamp"):
-        root.add_key(keys.signer(role).public_key, role)
-    return Metadata(root)
+def delist(releases: Targets, path: str) -> None:
+    """Take a bundle, its transport file and every patch from or to it off the list.
 
-
-def _expiry(role: str) -> datetime:
-    return datetime.now(UTC).replace(microsecond=0) + LIFE[role]
+    Raises:
+        ReleaseError: release.unknown.
+    """
+    if path not in releases.targets:
+        raise ReleaseError("release.unknown", f"{path} is not released.")
+    short, model = releases.targets[path].hashes["sha256"][:16], path.split("/")[1]
+    ends = {p: p.rpartition("/")[2].removesuffix(DELTA_SUFFIX).split("-") for p in releases.targets}
+    patches = [p for p, digests in ends.items() if p.startswith(f"deltas/{model}/") and short in digests]
+    for name in (path, path + TRANSPORT_SUFFIX, *patches):
+        releases.targets.pop(name, None)

@@ -308,10 +308,10 @@ def test_a_key_that_is_missing_or_broken_stops_the_release_and_nothing_changes(
     assert (names(home.releases), home.releases.released()) == (before, [])
 
 
-def test_a_key_of_another_kind_is_refused(home: Home) -> None:
+def test_a_key_for_another_purpose_is_refused(home: Home) -> None:
     ca_key = (home.path / "ca" / "ca.key").read_bytes()
     (home.path / "keys" / "releases.pem").write_bytes(ca_key)
-    with pytest.raises(ReleaseError, match="not an Ed25519 key"):
+    with pytest.raises(ReleaseError, match="not the one that devices were told to trust"):
         home.releases.publish(ONE, build(1))
 
 
