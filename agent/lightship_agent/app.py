@@ -42,7 +42,10 @@ from .serving.metrics import Sample, health_samples, plane_samples, render
 from .serving.server import HttpServer
 from .settings import Settings
 from .update import machine
-from .update.updater import Timing, Updater
+from .update.gate import Gate, Rules
+from .update.rate import bucket_for
+from .update.steps import Timing
+from .update.updater import Bounds, Updater
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +93,12 @@ class Agent:
         self._sender = Sender(self._outbox, self._boot, self._started, patience=patience)
         self._control = ControlPlane(self._identity)
         timing = Timing(poll=settings.poll_seconds, soak=settings.soak_seconds, reach=settings.reach_seconds)
-        self._updater = Updater(self._dir, self._identity, self._control, self, timing)
+        bounds = Bounds(
+            gate=Gate(Rules.of(settings)),
+            rate=bucket_for(settings.bandwidth_kbps),
+            store_bytes=settings.store_mb * 1_000_000,
+        )
+        self._updater = Updater(self._dir, self._identity, self._control, self, timing, bounds)
         self._updater.on_acknowledged = self._outbox.acknowledge
         self._mqtt_seen = self._started  # monotonic seconds of the last publish that the broker took
         self._mqtt: MqttLink | None = None
@@ -218,6 +226,7 @@ class Agent:
                 _whatever_happens(lambda: self._keep([*self._monitor.collect(_now_ms()), self._heartbeat()]))
                 _whatever_happens(self._renew_certificate)
             _whatever_happens(self._send)
+            self._updater.notice()
             notify_systemd("WATCHDOG=1")
 
     def _keep(self, records: Sequence[AnyRecord]) -> None:
@@ -295,6 +304,8 @@ class Agent:
                 "previous": msgspec.to_builtins(state.previous),
                 "candidate": msgspec.to_builtins(state.candidate),
                 "penalties": {k: v.until for k, v in state.penalties.items()},
+                "waiting": msgspec.to_builtins(state.waiting),
+                "metadata_expires": dict(self._updater.metadata_expires),
                 "last_code": state.last_code,
             },
             "link": {
@@ -327,6 +338,12 @@ class Agent:
             "lightship_agent_outbox_records": [Sample(self._outbox.depth)],
             "lightship_agent_outbox_dropped_total": [Sample(self._outbox.dropped)],
             "lightship_agent_update_state": [Sample(1, {"state": self._updater.state.phase})],
+            "lightship_agent_update_waiting": [Sample(float(self._updater.state.waiting is not None))],
+            "lightship_agent_update_penalties": [Sample(self._updater.penalised)],
+            "lightship_agent_metadata_expiry_seconds": [
+                Sample(at - self._updater.clock.now(), {"role": role})
+                for role, at in sorted(self._updater.metadata_expires.items())
+            ],
         }
         return render(values)
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--url", help="The agent's address; default: from the settings.")
     verify = _verb(verbs, "verify", "Check a bundle file, or the committed one, by probing it on this machine.")
     verify.add_argument("bundle", nargs="?", help="An uncompressed bundle; default: the committed one.")
+    retry = _verb(verbs, "retry", "Empty the penalty box, so that a bundle that failed here is tried again now.")
+    rollback = _verb(verbs, "rollback", "Serve the version before again, at once; the one that is left waits a day.")
+    rollback.add_argument("--reason", required=True, help="Why; it is reported to the control plane.")
+    for verb in (retry, rollback):
+        verb.add_argument(
+            "--wait", type=float, default=15.0, help="Seconds to wait for the running agent. Default: 15."
+        )
     carried = _verb(
         verbs, "import", "Verify a file that was carried here, and have the agent apply it without a network."
     )
@@ -112,7 +120,7 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
             "device": said["device"],
             "serving": running,
             "degraded": ", ".join(said["degraded"]) or "no",
-            "update": said["update"]["phase"],
+            "update": _update_words(said["update"]),
             "server": said["link"]["server"],
             "mqtt": said["link"]["mqtt"],
             "reports waiting": said["link"]["outbox_records"],
@@ -121,6 +129,16 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         as_json=False,
     )
     return 0
+
+
+def _update_words(update: dict[str, Any]) -> str:
+    waiting, boxed = update.get("waiting"), [d[:12] for d, until in update["penalties"].items() if until > time.time()]
+    words = [update["phase"]]
+    if waiting:
+        words.append(f"{waiting['sha256'][:12]} waits: {waiting['reason']}")
+    if boxed:
+        words.append(f"in the penalty box: {', '.join(boxed)}")
+    return "; ".join(words)
 
 
 def _no_agent(url: str, found: str) -> LightshipError:
@@ -151,6 +169,41 @@ def _verify(options: argparse.Namespace, settings: Settings) -> int:
         "golden rows": f"agree, largest difference {report.max_difference:.2e}",
         "latency p95": f"{report.latency_ms_p95:.3f} ms",
         "memory": f"{report.memory_mb:.0f} MB",
+    }
+    _show(facts, as_json=options.json)
+    return 0
+
+
+def _retry(options: argparse.Namespace, settings: Settings) -> int:
+    return _order(options, settings, "clear-penalties", "")
+
+
+def _rollback(options: argparse.Namespace, settings: Settings) -> int:
+    from .contract.codes import UpdateError
+    from .update.store import StateFile
+
+    if StateFile(settings.state_dir).load().previous is None:
+        message = f"{settings.state_dir} holds no version before the one that runs."
+        raise UpdateError("update.no-way-back", message, remedy="Assign another version from the control plane.")
+    return _order(options, settings, "go-back", options.reason)
+
+
+def _order(options: argparse.Namespace, settings: Settings, verb: Any, reason: str) -> int:
+    """Leave an order for the agent, and see whether one takes it."""
+    from .link.identity import load_identity
+    from .update import orders
+    from .update.store import StateFile
+
+    load_identity(settings.state_dir)  # what is no agent's folder takes no orders
+    path = orders.leave(settings.state_dir, verb, reason)
+    end = time.monotonic() + options.wait
+    while path.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    current = StateFile(settings.state_dir).load().current
+    facts = {
+        "order": verb,
+        "taken": "no: it will be when the agent is started" if path.exists() else "yes",
+        "committed": f"{current.model}@{current.version} ({current.sha256[:12]})" if current else "nothing",
     }
     _show(facts, as_json=options.json)
     return 0
@@ -197,7 +250,16 @@ def _doctor(options: argparse.Namespace, settings: Settings) -> int:
     return 0 if all(f.ok for f in findings) else 1
 
 
-_VERBS = {"run": _run, "enrol": _enrol, "status": _status, "verify": _verify, "import": _import, "doctor": _doctor}
+_VERBS = {
+    "run": _run,
+    "enrol": _enrol,
+    "status": _status,
+    "verify": _verify,
+    "import": _import,
+    "retry": _retry,
+    "rollback": _rollback,
+    "doctor": _doctor,
+}
 
 
 def _read(path: Path) -> str:

@@ -41,6 +41,7 @@ from lightship_agent.contract.codes import CODES, LightshipError, SettingsError
 FAIL_POINTS: Final[dict[str, str]] = {
     "before-save-{phase}": "The machine has decided to enter the phase; update.json still holds the one before.",
     "after-save-{phase}": "update.json holds the phase; none of its actions has begun.",
+    "checking": "An envelope has come; the process that verifies it is not yet started.",
     "fetching": "Before the bundle's transport file is looked up and downloaded.",
     "unpacking": "The transport file is downloaded whole, and not yet unpacked.",
     "before-store": "A bundle is downloaded, unpacked and verified, and not yet in the store.",

@@ -47,6 +47,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("share_labelled_rows", "0", "Rows with labels to share per report, for retraining; 0 shares none.", "rows"),
     Setting("outbox_mb", "64", "Largest size of the on-disk outbox; beyond it the oldest reports go.", "MB"),
     Setting(
+        "store_mb",
+        "4000",
+        "Most room that bundles and their downloads may take: what runs, what ran before, and what is on its way; 0: "
+        "no limit but the disk's. What runs and what ran before are never removed to make room.",
+        "MB",
+    ),
+    Setting(
         "bandwidth_kbps", "0", "Most bytes a second that downloads of bundles take, in thousands; 0: no cap.", "kB/s"
     ),
     Setting(
@@ -96,6 +103,7 @@ class Settings:
     reach_seconds: float
     share_labelled_rows: int
     outbox_mb: int
+    store_mb: int
     bandwidth_kbps: int
     download_window: str
     install_window: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,19 @@ def test_120_mb_over_a_link_that_dies_every_5_mb_arrive_and_cost_less_than_105_p
         download(site.http, url(link) + ".zpatch", tmp_path / "patch", size, pause=pause)
     assert [a for a in server.asked if a.status == 404] == [Asked("/pump.tar.zst.zpatch", "", 404)]
     assert len(waits) == [a.status for a in server.asked].count(206)
+
+
+def test_a_link_that_swallows_every_packet_is_given_up(
+    site: Site, tmp_path: Path, waits: list[float], pause: Pause
+) -> None:
+    began = time.monotonic()
+    with blackhole("127.0.0.1") as port:
+        where = f"https://127.0.0.1:{port}/pump.tar.zst"
+
+        refused(site, where, tmp_path / "part", pause, "link.slow", silence_seconds=0.3, attempts=3)
+
+    assert len(waits) == 2
+    assert time.monotonic() - began < 10
 
 
 # Links that are slow --------------------------------------------------------------------------------------------------
@@ -370,15 +384,52 @@ def test_where_one_address_of_a_name_refuses_the_other_is_used(
     site.put("pump.tar.zst", DATA)
     link = site.link(server, host=listens)
     refusing = "::1" if listens == "127.0.0.1" else "127.0.0.1"
-    resolve = socket.getaddrinfo
-
-    def both(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
-        """What a name server says of a name with two addresses: the one that refuses comes first."""
-        if host not in (NAME, NAME.encode()):
-            return resolve(host, port, *args, **kwargs)
-        return [*resolve(refusing, port, *args, **kwargs), *resolve(listens, port, *args, **kwargs)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", both)
+    resolve_name_to(monkeypatch, (refusing, link.port), (listens, link.port))
 
     assert download(site.http, url(link, host=NAME), tmp_path / "part", SIZE, pause=pause) == DATA
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("listens", ["127.0.0.1", "::1"])
+def test_where_one_address_of_a_name_swallows_every_packet_the_other_is_used(
+    site: Site, tmp_path: Path, pause: Pause, monkeypatch: pytest.MonkeyPatch, listens: str
+) -> None:
+    server = site.serve()
+    site.put("pump.tar.zst", DATA)
+    link = site.link(server, host=listens)
+    other = "::1" if listens == "127.0.0.1" else "127.0.0.1"
+    with blackhole(other) as silent:
+        resolve_name_to(monkeypatch, (other, silent), (listens, link.port))
+
+        data = download(
+            site.http, url(link, host=NAME), tmp_path / "part", SIZE, pause=pause, terms=Terms(silence_seconds=0.5)
+        )
+
+    assert data == DATA
+    assert [a.status for a in server.asked] == [200]
+
+
+def resolve_name_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
+    """What a name server says of a name with several addresses, in this order."""
+    resolve = socket.getaddrinfo
+
+    def answer(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if host not in (NAME, NAME.encode()):
+            return resolve(host, port, *args, **kwargs)
+        return [found for address, at in addresses for found in resolve(address, at, *args, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+
+
+@contextmanager
+def blackhole(host: str) -> Iterator[int]:
+    """A port that answers to nothing, not even with a refusal: nobody accepts, and the queue before it is full."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((host, 0), family=family, backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket(family))
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname()[:2])
+        time.sleep(0.05)
+        yield listener.getsockname()[1]

@@ -36,6 +36,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     length: int
     mode: Literal["serve"] = "serve"
     rollout: str = ""
+    retry: bool = False  # whether the device shall forget that this bundle failed there
 
 
 def assignment_bytes(assignment: Assignment) -> bytes:

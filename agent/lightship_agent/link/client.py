@@ -34,6 +34,7 @@ class Desired:
     envelope: bytes | None
     acked_epoch: str
     acked_seq: int
+    date: str = ""  # the answer's Date header
 
 
 class Acknowledged(NamedTuple):
@@ -201,7 +202,8 @@ class ControlPlane:
         """
         headers = {"If-None-Match": f'"{seen_etag}"'} if seen_etag else {}
         reply = self._request("GET", Paths.ASSIGNMENT, headers=headers).expect(200, 204, 304)
-        return Desired(reply.body if reply.status == 200 else None, *reply.acknowledged)
+        envelope = reply.body if reply.status == 200 else None
+        return Desired(envelope, *reply.acknowledged, date=reply.headers.get("date", ""))
 
     def post_telemetry(self, packed: bytes) -> Acknowledged:
         """Deliver an envelope over HTTPS, for sites where MQTT is blocked; how far our reports are stored now.

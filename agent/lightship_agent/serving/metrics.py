@@ -49,6 +49,13 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("lightship_agent_outbox_records", "gauge", "Reports waiting to be sent."),
     Metric("lightship_agent_outbox_dropped_total", "counter", "Reports dropped because the outbox was full."),
     Metric("lightship_agent_update_state", "gauge", "1 for the state the update machine is in."),
+    Metric("lightship_agent_update_waiting", "gauge", "1 while a bundle may not be fetched or installed yet."),
+    Metric("lightship_agent_update_penalties", "gauge", "Bundles that failed too often here and wait."),
+    Metric(
+        "lightship_agent_metadata_expiry_seconds",
+        "gauge",
+        "Seconds until signed metadata expires, by role, as of the last check; below 0 updates stop.",
+    ),
     Metric("lightship_agent_health_cpu_percent", "gauge", "Busy share of all CPUs since the last reading."),
     Metric("lightship_agent_health_load_1m", "gauge", "Load average of one minute."),
     Metric("lightship_agent_health_memory_self_mb", "gauge", "Proportional set size of the agent, MB."),

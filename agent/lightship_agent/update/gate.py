@@ -3,7 +3,7 @@
 Rules:
 * "not now" is `update.deferred`: it blames nobody, says why, and until when where that is known;
 * to download, the window must be open and the network of an allowed class; to install, the window must be open, and
-  neither the veto file nor the veto command may object;
+  neither the veto file nor the veto command may object; what somebody carried here may be vetoed, at any hour;
 * what can't be read is not a yes: an unknown network is not an allowed one, a veto file that can't be looked at and a
   veto command that fails, hangs or is missing say "later", with a warning in the log;
 * the veto command is started without a shell, with no environment but paths and language, and is stopped after 30 s.
@@ -32,7 +32,7 @@ from .windows import Windows, is_open, next_opening, parse_windows
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["download", "install"]
+Kind = Literal["download", "install", "veto"]
 
 #: The exit status that says "later": EX_TEMPFAIL of sysexits.h.
 LATER: Final = 75
@@ -110,7 +110,8 @@ class Gate:
             self._check_window("downloads", self._rules.download_window)
             self._check_network()
             return
-        self._check_window("installations", self._rules.install_window)
+        if kind == "install":
+            self._check_window("installations", self._rules.install_window)
         self._check_veto_file()
         if self._rules.veto_command:
             _ask(self._rules.veto_command, self._veto_seconds)

@@ -12,8 +12,12 @@ Rules:
 * an assignment below the accepted `seq` never gets here (contract.assignment checks it), but equal ones do:
   the same assignment again is no news, unless its candidate failed and its penalty is over;
 * three failures of one digest, or five of any within 180 s, put it in the penalty box for 24 h;
-* link errors and a graceful stop are not the bundle's fault: they end the attempt without a penalty; a cut while
-  trying or soaking might be, so it counts.
+* link errors, a graceful stop, a newer assignment and "not now" are not the bundle's fault: they end the attempt
+  without a penalty; a cut while trying or soaking might be, so it counts;
+* "not now" is reported once, and not at every look that finds it still so;
+* what was carried here by hand is not asked to reach a server;
+* who stands before the device may go back to the version before; the one he left then waits a day, whoever assigns it,
+  unless the control plane signs that it shall be tried again.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ MAX_TRIES: Final = 3
 BURST_TRIES: Final = 5
 BURST_SECONDS: Final = 180.0
 PENALTY_SECONDS: Final = 86_400.0
+DEFERRED: Final = "update.deferred"
+_BLAMELESS: Final = {DEFERRED, "update.interrupted", "update.superseded"}
 
 Phase = Literal["idle", "fetching", "trying", "swapped", "reaching"]
 
@@ -42,9 +48,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     length: int
     seq: int
     rollout: str
+    offline: bool = False  # whether it was carried here, past a network that may not be there
+    retry: bool = False  # whether its earlier failures are to be forgotten
 
     @classmethod
-    def of(cls, assignment: Assignment) -> Target:
+    def of(cls, assignment: Assignment, *, offline: bool = False) -> Target:
         """The target an accepted assignment names."""
         return cls(
             model=assignment.model,
@@ -54,6 +62,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
             length=assignment.length,
             seq=assignment.seq,
             rollout=assignment.rollout,
+            offline=offline,
+            retry=assignment.retry,
         )
 
 
@@ -62,6 +72,13 @@ class Penalty(msgspec.Struct, frozen=True, kw_only=True):
 
     failed_at: tuple[float, ...] = ()
     until: float = 0.0
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that may not be fetched or installed now, and the reason that was reported."""
+
+    sha256: str
+    reason: str
 
 
 class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +90,7 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
     previous: Target | None = None
     candidate: Target | None = None
     penalties: dict[str, Penalty] = {}
+    waiting: Waiting | None = None
     last_code: str = ""
     schema: int = 1
 
@@ -107,7 +125,13 @@ class PenaltyCleared(msgspec.Struct, frozen=True):
     """An operator emptied the penalty box."""
 
 
-Event = Assigned | Advanced | Failed | Started | PenaltyCleared
+class WentBack(msgspec.Struct, frozen=True):
+    """Somebody who stands before the device wants the version before, and says why."""
+
+    reason: str
+
+
+Event = Assigned | Advanced | Failed | Started | PenaltyCleared | WentBack
 
 # Actions ------------------------------------------------------------------------------------------------------------
 
@@ -174,6 +198,8 @@ def step(state: UpdateState, event: Event, now: float) -> Result:
             return _started(_without(state, absent), now)
         case PenaltyCleared():
             return msgspec.structs.replace(state, penalties={}), ()
+        case WentBack(reason):
+            return _went_back(state, reason, now)
 
 
 def _assigned(state: UpdateState, target: Target, now: float) -> Result:
@@ -181,11 +207,13 @@ def _assigned(state: UpdateState, target: Target, now: float) -> Result:
         return state, ()
     news = target.seq > state.floor
     accepted = msgspec.structs.replace(state, floor=target.seq)
+    if news and target.retry:
+        accepted = msgspec.structs.replace(accepted, penalties=_without_penalty(state, target.sha256))
     if state.current is not None and target.sha256 == state.current.sha256:
         current = msgspec.structs.replace(state.current, seq=target.seq, rollout=target.rollout)
-        accepted = msgspec.structs.replace(accepted, current=current)
+        accepted = msgspec.structs.replace(accepted, current=current, waiting=None)
         return accepted, ((Report(current, "committed"),) if news else ())
-    penalty = state.penalties.get(target.sha256, Penalty())
+    penalty = accepted.penalties.get(target.sha256, Penalty())
     if now < penalty.until:
         said = f"failed {len(penalty.failed_at)} times; waits until {penalty.until:.0f}"
         return accepted, ((Report(target, "refused", "update.penalty", said),) if news else ())
@@ -202,6 +230,8 @@ def _advanced(state: UpdateState) -> Result:
             return msgspec.structs.replace(state, phase="trying"), (Report(target, "trying"), Try(target))
         case "trying":
             return msgspec.structs.replace(state, phase="swapped"), (Report(target, "soaking"), Swap(target))
+        case "swapped" if target.offline:
+            return _commit(state, target)
         case "swapped":
             return msgspec.structs.replace(state, phase="reaching"), (Reach(target),)
         case "reaching":
@@ -211,11 +241,16 @@ def _advanced(state: UpdateState) -> Result:
 
 
 def _commit(state: UpdateState, target: Target) -> Result:
-    penalties = {k: v for k, v in state.penalties.items() if k != target.sha256}
     committed = msgspec.structs.replace(
-        state, phase="idle", current=target, previous=state.current, candidate=None, penalties=penalties
+        state,
+        phase="idle",
+        current=target,
+        previous=state.current,
+        candidate=None,
+        penalties=_without_penalty(state, target.sha256),
+        waiting=None,
     )
-    return committed, (Report(target, "committed"), CollectGarbage(_kept(committed)))
+    return committed, (Report(target, "committed"), CollectGarbage(kept(committed)))
 
 
 def _failed(state: UpdateState, code: str, detail: str, now: float, *, blame: bool | None = None) -> Result:
@@ -224,6 +259,11 @@ def _failed(state: UpdateState, code: str, detail: str, now: float, *, blame: bo
         return state, ()
     back: tuple[Action, ...] = (Restore(state.current),) if state.phase in ("swapped", "reaching") else ()
     failed = msgspec.structs.replace(state, phase="idle", candidate=None, last_code=code)
+    if code == DEFERRED:
+        waiting = Waiting(sha256=target.sha256, reason=detail)
+        said = () if waiting == state.waiting else (Report(target, "waiting", code, detail),)
+        return msgspec.structs.replace(failed, waiting=waiting), (*back, *said)
+    failed = msgspec.structs.replace(failed, waiting=None)
     step_name = "retry"
     if not blameless(code) if blame is None else blame:
         failed = msgspec.structs.replace(failed, penalties=_penalised(state.penalties, target.sha256, now))
@@ -234,7 +274,18 @@ def _failed(state: UpdateState, code: str, detail: str, now: float, *, blame: bo
 
 def blameless(code: str) -> bool:
     """Whether a failure says nothing about the bundle."""
-    return code.startswith("link.") or code == "update.interrupted"
+    return code.startswith("link.") or code in _BLAMELESS
+
+
+def _went_back(state: UpdateState, reason: str, now: float) -> Result:
+    left, back = state.current, state.previous
+    if state.phase != "idle" or left is None or back is None:
+        return state, ()
+    times = (*state.penalties.get(left.sha256, Penalty()).failed_at, now)[-BURST_TRIES:]
+    boxed = {**state.penalties, left.sha256: Penalty(failed_at=times, until=now + PENALTY_SECONDS)}
+    code = "update.went-back"
+    gone_back = msgspec.structs.replace(state, current=back, previous=left, penalties=boxed, last_code=code)
+    return gone_back, (Restore(back), Report(left, "failed", code, reason))
 
 
 def _started(state: UpdateState, now: float) -> Result:
@@ -263,5 +314,10 @@ def _penalised(penalties: dict[str, Penalty], digest: str, now: float) -> dict[s
     return {**penalties, digest: Penalty(failed_at=times, until=now + PENALTY_SECONDS if boxed else now)}
 
 
-def _kept(state: UpdateState) -> tuple[str, ...]:
+def _without_penalty(state: UpdateState, digest: str) -> dict[str, Penalty]:
+    return {k: v for k, v in state.penalties.items() if k != digest}
+
+
+def kept(state: UpdateState) -> tuple[str, ...]:
+    """The digests that the state refers to: what runs, what ran before, what is under way."""
     return tuple(t.sha256 for t in (state.current, state.previous, state.candidate) if t is not None)

@@ -1,90 +1,122 @@
-"""Update: the shell that carries out what the state machine decides.
+"""Update: the shell that looks for what is wanted, and carries out what the state machine decides.
 
 Rules:
 * one thread; state is made durable before its actions run; every error becomes an event with a code;
 * a step forward that can't be made durable is not taken; a step back is, for the disk then still holds a state from
   which a restart leads back too;
+* what is wanted comes from the control plane, and is verified in a process of its own (update.check), or from somebody
+  at the device (update.orders);
+* what is settled is not asked for again, but once a day the whole of it is verified anew, so that signed metadata that
+  nobody renews is noticed before it matters;
 * fail points (`LIGHTSHIP_FAIL_POINT=<name>`) kill this process at a named instruction, for the crash tests;
-* nothing here touches the model that serves, except the swap and the restore it is told to do.
+* nothing here touches the model that serves, except the swap and the restore it is told to do (update.steps).
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-from lightship_agent.contract.assignment import check_assignment
-from lightship_agent.contract.bundle import Bundle, read_bundle
-from lightship_agent.contract.codes import LightshipError, LinkError, StorageError, UpdateError
+from lightship_agent.contract.codes import EnrolError, LightshipError, LinkError, StorageError, UpdateError
 from lightship_agent.contract.device_api import Paths
-from lightship_agent.contract.transport import TRANSPORT_SUFFIX, unpack_transport
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.fail_points import fail_point
 from lightship_agent.files import storage_error
 from lightship_agent.link.client import ControlPlane
 from lightship_agent.link.identity import Identity
-from lightship_agent.runtime.probe import probe
+from lightship_agent.runtime.memory import trim_memory
 
 from . import machine as m
+from . import orders
+from .check import CheckReply, CheckRequest, ServerSource, check_in_child
+from .clock import DeviceClock, date_of
+from .fetch import Ways
+from .gate import DeferredError, Gate, Kind, Rules
+from .rate import TokenBucket
+from .sources import ServerFiles
+from .steps import Delivery, Host, Steps, Timing
 from .store import BundleStore, StateFile
 
 log = logging.getLogger(__name__)
 
+#: What is settled is verified anew after so many seconds.
+VERIFY_EVERY = 86_400.0
+#: Shortest time between two looks in seconds, whoever pokes.
+_LEAST_PAUSE = 0.5
+#: While something is on its way, the server is asked at most so often, in seconds, whether it is still wanted.
+_ASK_EVERY = 5.0
 
-class Host(Protocol):
-    """What the updater needs of the rest of the agent."""
-
-    def check_compatible(self, bundle: Bundle) -> None:
-        """Raise BundleError (bundle.incompatible) if this device can't run it."""
-
-    def serve(self, bundle: Bundle) -> None:
-        """Load the bundle and serve it from now on; raise UpdateError (update.swap) and change nothing otherwise."""
-
-    def serve_nothing(self) -> None:
-        """Stop serving: there is no model to go back to."""
-
-    def failures(self, digest: str) -> int:
-        """Server errors while serving that digest."""
-
-    def report(self, action: m.Report) -> None:
-        """Queue an update step for the control plane."""
+Check = Callable[[CheckRequest], CheckReply]
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Durations in seconds."""
+class Bounds:
+    """When, how fast, and into how much room."""
 
-    poll: float
-    soak: float
-    reach: float
+    gate: Gate = field(default_factory=lambda: Gate(Rules()))
+    rate: TokenBucket | None = None
+    store_bytes: int = 0  # 0: no quota
+
+
+@dataclass(frozen=True)
+class _Deferral:
+    """What may not be done now, and until when in Unix seconds, if that is known."""
+
+    kind: Kind
+    until: float | None
 
 
 class Updater:
     """Looks for assignments, and brings this device to what they say."""
 
-    def __init__(self, state_dir: Path, identity: Identity, plane: ControlPlane, host: Host, timing: Timing) -> None:
-        """Read the durable state; `start` begins to act."""
+    def __init__(
+        self,
+        state_dir: Path,
+        identity: Identity,
+        plane: ControlPlane,
+        host: Host,
+        timing: Timing,
+        bounds: Bounds | None = None,
+        *,
+        clock: DeviceClock | None = None,
+        check: Check | None = None,
+    ) -> None:
+        """Read the durable state; `start` begins to act.
+
+        Raises:
+            StorageError: storage.full, storage.unwritable.
+        """
         self._dir = state_dir
         self._identity = identity
         self._plane = plane
         self._host = host
         self._timing = timing
+        self._bounds = bounds or Bounds()
+        self._check = check or self._check_in_child
+        self.clock = clock or DeviceClock(state_dir)
         self._file = StateFile(state_dir)
-        self.store = BundleStore(state_dir)
+        self.store = BundleStore(state_dir, self._bounds.store_bytes)
         self.state = self._file.load()
         self._etag = ""  # of the last envelope that is settled,
         self._etag_until = 0.0  # and until when it is, in Unix seconds
+        self._deferral: _Deferral | None = None
+        self._asked_at = 0.0  # monotonic seconds of the last question whether a transfer is still wanted
         self._stop = threading.Event()
         self._poke = threading.Event()
         self._thread = threading.Thread(target=self._run, name="updater", daemon=True)
+        self._steps = Steps(host, self.store, plane, timing, self._bounds.gate, self._stop)
         self.on_acknowledged: Callable[[str, int], None] = lambda _epoch, _seq: None
         self.trust_code = ""  # why updates stand still, if they do
         self.reached_at = 0.0  # Unix seconds of the last answer of the control plane
+        self.metadata_expires: dict[str, int] = {}  # Unix seconds by role, as of the last check
+        orders.prepare(state_dir)
+
+    # From outside ---------------------------------------------------------------------------------------------------
 
     def recover(self) -> None:
         """Settle what a restart cut short, and serve what was committed. Call before `start`."""
@@ -109,55 +141,154 @@ class Updater:
         """Look for an assignment now."""
         self._poke.set()
 
+    @property
+    def penalised(self) -> int:
+        """How many bundles wait in the penalty box."""
+        now = self.clock.now()
+        return sum(p.until > now for p in self.state.penalties.values())
+
+    def notice(self) -> None:
+        """Look now if somebody at the device left something for us. Costs one look at a folder."""
+        if orders.anything(self._dir):
+            self._poke.set()
+
     def _run(self) -> None:
         while not self._stop.is_set():
-            try:
-                self._look()
-            except LightshipError as e:
-                self._standstill(e)
-            except Exception:  # the agent must go on serving and looking, whatever went wrong here
-                log.exception("updater: unexpected error")
-            self._poke.wait(self._timing.poll)
+            for look in (self._look_at_orders, self._look):
+                try:
+                    look()
+                except LightshipError as e:
+                    self._standstill(e)
+                except Exception:  # the agent must go on serving and looking, whatever went wrong here
+                    log.exception("updater: unexpected error")
+            self._stop.wait(_LEAST_PAUSE)
+            self._poke.wait(self._pause_seconds())
             self._poke.clear()
+
+    def _pause_seconds(self) -> float:
+        # Devices that were started in the same minute shall not come in the same second for ever.
+        pause = self._timing.poll * random.uniform(0.9, 1.1)
+        until = self._deferral.until if self._deferral is not None else None
+        return pause if until is None else max(0.0, min(pause, until - time.time() + 1.0))
 
     def _standstill(self, e: LightshipError) -> None:
         if e.code != self.trust_code:
             log.warning("updater: %s: %s", e.code, e)
         self.trust_code = e.code
 
+    # What is wanted -------------------------------------------------------------------------------------------------
+
+    def _look_at_orders(self) -> None:
+        for order in orders.waiting(self._dir):
+            log.info("order: %s %s", order.verb, order.reason)
+            if order.verb == "go-back":
+                self._apply(m.WentBack(order.reason or "No reason was given."))
+            else:
+                self._apply(m.PenaltyCleared())
+            self._etag_until = 0.0
+            orders.done(order)
+
     def _look(self) -> None:
-        desired = self._plane.desired(self._etag if time.time() < self._etag_until else "")
+        desired = self._plane.desired(self._etag if self.clock.now() < self._etag_until and not self._freed() else "")
         self.reached_at = time.time()
+        self.clock.authenticated(date_of(desired.date))
         self.on_acknowledged(desired.acked_epoch, desired.acked_seq)
         if desired.envelope is None:
             # Nothing is wanted of us, or what is settled: whatever stood in the way before, nothing does now.
             self.trust_code = ""
             return
-        from .releases import Releases  # heavy, and only needed when there is something new
-
-        releases = Releases(
-            self._dir / "tuf", self._plane.http, f"{self._plane.server}{Paths.METADATA}", self._identity.tuf_root
-        )
-        assignment = releases.open_assignment(desired.envelope)
-        check_assignment(assignment, device=self._identity.device, floor=self.state.floor, now=time.time())
-        releases.check_released(assignment)
-        self.trust_code = ""
-        self._releases = releases
-        self._apply(m.Assigned(m.Target.of(assignment)))
+        etag = sha256_hex(desired.envelope)[:32]
+        source = ServerSource(metadata_url=f"{self._plane.server}{Paths.METADATA}")
+        reply = self._verified(desired.envelope, source)
+        files = ServerFiles(self._plane, self._pause, self._bounds.rate, self._stopped(etag))
+        self._take(reply, m.Target.of(reply.assignment), Delivery(files, self._ways(reply), gated=True))
         # Only what is settled need not be sent again: a failed try comes back with the next look.
-        self._etag, self._etag_until = sha256_hex(desired.envelope)[:32], self._settled_until(assignment.sha256)
+        self._etag, self._etag_until = etag, self._settled_until(reply.assignment.sha256)
+
+    def _verified(self, envelope: bytes, source: ServerSource) -> CheckReply:
+        current = self.state.current
+        request = CheckRequest(
+            state_dir=str(self._dir.resolve()),
+            device=self._identity.device,
+            envelope=envelope,
+            floor=self.state.floor,
+            now=self.clock.now(),
+            source=source,
+            current_sha256=current.sha256 if current else "",
+        )
+        fail_point("checking")
+        reply = self._check(request)
+        self.clock.authenticated(reply.assignment.issued)
+        self.metadata_expires = reply.metadata_expires
+        self.trust_code = ""
+        return reply
+
+    def _check_in_child(self, request: CheckRequest) -> CheckReply:
+        return check_in_child(request, cancelled=self._stop.is_set)
+
+    def _ways(self, reply: CheckReply) -> Ways:
+        current = self.state.current
+        keep = (*m.kept(self.state), reply.assignment.sha256)
+        return Ways(reply.transport, reply.delta, current.sha256 if current else "", keep)
+
+    def _take(self, reply: CheckReply, target: m.Target, delivery: Delivery) -> None:
+        self._deferral = None
+        self._steps.delivery = delivery
+        try:
+            self._apply(m.Assigned(target))
+        finally:
+            self._steps.delivery = None
+        if self.state.last_code == "update.superseded":
+            self._poke.set()
+        # What was transferred and unpacked was large.
+        if reply.assignment.sha256 in m.kept(self.state):
+            trim_memory()
+
+    def _freed(self) -> bool:
+        """Whether what was not allowed the last time is allowed now."""
+        if self._deferral is None:
+            return False
+        try:
+            self._bounds.gate.check(self._deferral.kind)
+        except DeferredError as e:
+            self._deferral = _Deferral(self._deferral.kind, e.until)
+            return False
+        return True
 
     def _settled_until(self, digest: str) -> float:
-        if self.state.current is not None and self.state.current.sha256 == digest:
-            return float("inf")
+        now = self.clock.now()
+        if self._deferral is not None or (self.state.current is not None and self.state.current.sha256 == digest):
+            return now + VERIFY_EVERY
         return self.state.penalties.get(digest, m.Penalty()).until
+
+    def _stopped(self, etag: str) -> Callable[[], bool]:
+        """Asked between two chunks: stops with the agent, with the window, and when another assignment is there."""
+
+        def stopped() -> bool:
+            if time.monotonic() - self._asked_at > _ASK_EVERY and self._poke.is_set():
+                self._asked_at = time.monotonic()
+                self._poke.clear()
+                if self._is_superseded(etag):
+                    raise UpdateError("update.superseded", "Another assignment came meanwhile.")
+            return self._stop.is_set()
+
+        return self._bounds.gate.watch(stopped)
+
+    def _is_superseded(self, etag: str) -> bool:
+        try:
+            envelope = self._plane.desired(etag).envelope
+        except (LinkError, EnrolError):  # then the transfer itself will tell
+            return False
+        return envelope is not None and sha256_hex(envelope)[:32] != etag
+
+    # What follows ---------------------------------------------------------------------------------------------------
 
     def _apply(self, event: m.Event) -> None:
         """Run the machine until it rests: durable state first, then its actions, whose outcome is the next event."""
         pending: m.Event | None = event
         while pending is not None:
             before = self.state
-            after, actions = m.step(before, pending, time.time())
+            after, actions = m.step(before, pending, self.clock.now())
             try:
                 self._save(before, after)
             except StorageError as e:
@@ -180,8 +311,12 @@ class Updater:
 
     def _perform(self, action: m.Action) -> m.Event | None:
         """Carry out one action; what follows from it, if anything."""
+        error: LightshipError
         try:
-            return self._carry_out(action)
+            return self._steps.carry_out(action, self.state)
+        except DeferredError as e:
+            self._deferral = _Deferral("download" if self.state.phase == "fetching" else "install", e.until)
+            error = e
         except LightshipError as e:
             error = e
         except OSError as e:
@@ -191,97 +326,6 @@ class Updater:
             error = UpdateError("update.swap", f"Unexpected: {type(e).__name__}: {e}.")
         log.warning("update: %s: %s", error.code, error)
         return m.Failed(error.code, str(error)[:1_000])
-
-    def _carry_out(self, action: m.Action) -> m.Event | None:
-        match action:
-            case m.Fetch(target):
-                self._fetch(target)
-            case m.Try(target):
-                self._try(target)
-            case m.Swap(target):
-                self._swap(target)
-            case m.Reach():
-                self._reach()
-            case m.Restore(target):
-                self._restore(target)
-                return None
-            case m.CollectGarbage(keep):
-                self.store.collect_garbage(keep)
-                return None
-            case m.Report():
-                self._host.report(action)
-                return None
-        return m.Advanced()
-
-    def _fetch(self, target: m.Target) -> None:
-        if self.store.holds(target.sha256):
-            return
-        from .download import download
-
-        fail_point("fetching")
-        packed_file = self._releases.find(target.path + TRANSPORT_SUFFIX)
-        part = self.store.staging / f"{target.sha256}.part"
-        url = f"{self._plane.server}{Paths.TARGETS}{packed_file.url_path}"
-        packed = download(self._plane.http, url, part, packed_file.length, pause=self._pause)
-        try:
-            fail_point("unpacking")
-            data = unpack_transport(
-                packed, packed_sha256=packed_file.sha256, sha256=target.sha256, length=target.length
-            )
-            read_bundle(data)
-            fail_point("before-store")
-            self.store.put(target.sha256, data)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def _try(self, target: m.Target) -> None:
-        bundle = self._bundle(target)
-        if (bundle.manifest.model, bundle.manifest.version) != (target.model, target.version):
-            raise UpdateError("update.swap", "The bundle's manifest names another model or version than its release.")
-        self._host.check_compatible(bundle)
-        fail_point("probing")
-        probe(self.store.path(target.sha256), bundle.manifest.requires)
-
-    def _swap(self, target: m.Target) -> None:
-        bundle = self._bundle(target)
-        self._host.serve(bundle)
-        fail_point("soaking")
-        end = time.monotonic() + self._timing.soak
-        while time.monotonic() < end and not self._stop.wait(0.1):
-            failures = self._host.failures(target.sha256)
-            if failures:
-                raise UpdateError("update.soak", f"{failures} requests failed while soaking.")
-        if self._stop.is_set():
-            raise UpdateError("update.interrupted", "The agent was stopped while soaking.")
-
-    def _reach(self) -> None:
-        fail_point("reaching")
-        end = time.monotonic() + self._timing.reach
-        while not self._plane.reachable():
-            if self._stop.wait(1.0):
-                raise UpdateError("update.interrupted", "The agent was stopped before the control plane was reached.")
-            if time.monotonic() > end:
-                message = f"The control plane did not answer within {self._timing.reach:.0f} s of the swap."
-                raise UpdateError("update.server-unreachable", message)
-
-    def _restore(self, target: m.Target | None) -> None:
-        fail_point("restoring")
-        if target is None:
-            self._host.serve_nothing()
-            return
-        try:
-            self._host.serve(self._bundle(target))
-        except LightshipError as e:
-            log.exception("restore: %s", e.code)
-            previous = self.state.previous
-            if previous is not None and previous.sha256 != target.sha256:
-                self._host.serve(self._bundle(previous))
-
-    def _bundle(self, target: m.Target) -> Bundle:
-        data = self.store.read(target.sha256)
-        if data is None:
-            raise UpdateError("update.swap", f"Bundle {target.sha256[:12]} is not in the store, or was altered there.")
-        return read_bundle(data)
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):

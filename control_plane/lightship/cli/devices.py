@@ -116,6 +116,22 @@ def show(home: Home, device_id: str, as_json: bool) -> None:
 
 @device.command()
 @click.argument("device_id", metavar="DEVICE")
+@json_option
+@with_home
+def retry(home: Home, device_id: str, as_json: bool) -> None:
+    """Let a device try its assigned bundle again, though it failed there before."""
+    from lightship.fleet.director import retry as retry_on
+
+    with home.database.write() as session:
+        seq = retry_on(session, home.keys, device=device_id, actor=operator())
+    if as_json:
+        emit({"device": device_id, "seq": seq})
+    else:
+        say(f"{device_id} will try again at its next look (assignment {seq}).")
+
+
+@device.command()
+@click.argument("device_id", metavar="DEVICE")
 @click.option("--reason", required=True, help="Why; it is audited.")
 @json_option
 @with_home

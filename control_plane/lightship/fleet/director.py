@@ -17,15 +17,24 @@ from lightship.release.keys import KeyFolder
 from lightship.storage import audit
 from lightship.storage.models import AssignmentRow, Device, ModelVersion
 from lightship_agent.contract.assignment import PAYLOAD_TYPE, Assignment, assignment_bytes
-from lightship_agent.contract.codes import RegistryError
+from lightship_agent.contract.codes import FleetError, RegistryError
 from lightship_agent.fail_points import fail_point
 
 #: Long enough for a device that sleeps over the holidays; re-issued at half of it, and whenever something changes.
 LIFE_SECONDS: Final = 90 * 86_400
 
 
-def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVersion, rollout: str, actor: str) -> int:
-    """Sign a new assignment of `version` for `device`; its seq.
+def assign(
+    session: Session,
+    keys: KeyFolder,
+    *,
+    device: str,
+    version: ModelVersion,
+    rollout: str,
+    actor: str,
+    retry: bool = False,
+) -> int:
+    """Sign a new assignment of `version` for `device`; its seq. With `retry` the device forgets that it failed there.
 
     Raises:
         RegistryError: registry.state unless the version is released.
@@ -48,6 +57,7 @@ def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVers
         sha256=version.digest,
         length=version.length,
         rollout=rollout,
+        retry=retry,
     )
     if row is None:
         row = AssignmentRow(device=device)
@@ -56,8 +66,26 @@ def assign(session: Session, keys: KeyFolder, *, device: str, version: ModelVers
     row.rollout, row.issued_at, row.expires_at = rollout, payload.issued * 1_000, payload.expires * 1_000
     row.envelope = sign(keys, payload)
     detail = {"model": version.model, "version": version.version, "seq": payload.seq, "rollout": rollout}
+    if retry:
+        detail["retry"] = True
     audit.append(session, actor=actor, verb="device.assign", subject=device, detail=detail)
     return payload.seq
+
+
+def retry(session: Session, keys: KeyFolder, *, device: str, actor: str) -> int:
+    """Sign the device's assignment anew, with the word that its failures there are to be forgotten; its seq.
+
+    Raises:
+        FleetError: fleet.unknown-device, also for one that nothing is assigned to.
+        RegistryError: registry.state.
+        ReleaseError: release.keys.
+    """
+    row = session.get(AssignmentRow, device)
+    version = session.get(ModelVersion, (row.model, row.version)) if row else None
+    if row is None or version is None:
+        message = f"Nothing is assigned to a device {device!r}."
+        raise FleetError("fleet.unknown-device", message, remedy="See `lightship device list`.")
+    return assign(session, keys, device=device, version=version, rollout=row.rollout, actor=actor, retry=True)
 
 
 def renew(session: Session, keys: KeyFolder, *, actor: str, most: int = 100) -> tuple[str, ...]:

@@ -37,7 +37,10 @@ from lightship_agent.link.identity import Identity
 from lightship_agent.runtime.compat import check_compatible
 from lightship_agent.runtime.model import load_model
 from lightship_agent.update import machine as m
-from lightship_agent.update.updater import Timing, Updater
+from lightship_agent.update.check import check
+from lightship_agent.update.clock import DeviceClock
+from lightship_agent.update.steps import Timing
+from lightship_agent.update.updater import Bounds, Updater
 
 Asgi = Callable[..., Awaitable[None]]
 FAR_FUTURE = 4_000_000_000
@@ -194,14 +197,19 @@ class Field:
     def enrolled(self, name: str = "press-1") -> Identity:
         return enrol(self._folder / name, server=self.url, token=self.token(), device=name)
 
-    def device(self, name: str = "press-1", *, soak: float = 0.2, reach: float = 0.0) -> Device:
-        return self.boot(self.enrolled(name), soak=soak, reach=reach)
+    def device(self, name: str = "press-1", **how: Any) -> Device:
+        return self.boot(self.enrolled(name), **how)
 
-    def boot(self, identity: Identity, *, soak: float = 0.2, reach: float = 0.0) -> Device:
-        """An agent's updater over that identity, as after a restart."""
+    def boot(
+        self, identity: Identity, *, soak: float = 0.2, reach: float = 0.0, bounds: Bounds | None = None, **how: Any
+    ) -> Device:
+        """An agent's updater over that identity, as after a restart. Assignments are checked in this process."""
         host, control = RecordingHost(), ControlPlane(identity)
         self._controls.append(control)
-        updater = Updater(identity.folder.parent, identity, control, host, Timing(poll=900, soak=soak, reach=reach))
+        folder = identity.folder.parent
+        how = {"check": check, "clock": DeviceClock(folder, wall=_wall), **how}
+        timing = Timing(poll=900, soak=soak, reach=reach)
+        updater = Updater(folder, identity, control, host, timing, bounds, **how)
         updater.recover()
         return Device(identity, updater, host, control)
 
@@ -260,6 +268,11 @@ class Field:
     def close(self) -> None:
         for control in self._controls:
             control.close()
+
+
+def _wall() -> float:
+    """The system's clock, looked up at each call: a test may have moved it."""
+    return time.time()
 
 
 class _Uvicorn(uvicorn.Server):

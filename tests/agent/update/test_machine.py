@@ -13,22 +13,29 @@ from hypothesis import strategies as st
 from lightship_agent.update import machine as m
 
 DIGESTS = tuple(c * 64 for c in "abcd")
-CODES = ("update.golden", "update.soak", "link.unreachable", "trust.digest", "storage.full", "update.interrupted")
+CODES = (
+    "update.golden", "update.soak", "link.unreachable", "trust.digest", "storage.full", "update.interrupted",
+    "update.deferred", "update.superseded",
+)  # fmt: skip
 
 
-def target(digest: str = DIGESTS[0], seq: int = 1) -> m.Target:
+def target(digest: str = DIGESTS[0], seq: int = 1, *, offline: bool = False, retry: bool = False) -> m.Target:
     return m.Target(
         model="pump", version=DIGESTS.index(digest) + 1, path=f"bundles/pump/{digest[0]}.tar", sha256=digest, length=9,
-        seq=seq, rollout="ro",
+        seq=seq, rollout="ro", offline=offline, retry=retry,
     )  # fmt: skip
 
 
 events = st.one_of(
-    st.builds(m.Assigned, st.builds(target, st.sampled_from(DIGESTS), st.integers(0, 12))),
+    st.builds(
+        m.Assigned,
+        st.builds(target, st.sampled_from(DIGESTS), st.integers(0, 12), offline=st.booleans(), retry=st.booleans()),
+    ),
     st.just(m.Advanced()),
     st.builds(m.Failed, st.sampled_from(CODES), st.just("words")),
     st.just(m.Started()),
     st.just(m.PenaltyCleared()),
+    st.just(m.WentBack("words")),
 )
 #: Events and the seconds before each of them.
 histories = st.lists(st.tuples(events, st.sampled_from([0.0, 1.0, 60.0, 3_600.0, 90_000.0])), max_size=60)
@@ -59,11 +66,15 @@ class Walk:
         after = self.state
         now_runs, ran = _digest(after.current), _digest(before.current)
         if now_runs != ran:
-            assert isinstance(event, m.Advanced)
-            assert before.phase == "reaching"
-            assert before.candidate is not None
-            assert after.current == before.candidate
             assert after.previous == before.current
+            if isinstance(event, m.WentBack):
+                assert (before.phase, after.current) == ("idle", before.previous)
+                assert m.Restore(after.current) in actions
+            else:
+                assert isinstance(event, m.Advanced)
+                assert before.candidate is not None
+                assert before.phase == ("swapped" if before.candidate.offline else "reaching")
+                assert after.current == before.candidate
         assert after.floor >= before.floor
         assert (after.candidate is None) == (after.phase == "idle")
         if isinstance(event, m.Started):
@@ -74,7 +85,9 @@ class Walk:
         for action in actions:
             if isinstance(action, m.Fetch):
                 waiting = before.penalties.get(action.target.sha256, m.Penalty())
-                assert self.now >= waiting.until
+                assert self.now >= waiting.until or action.target.retry
+            if isinstance(action, m.Reach):
+                assert not action.target.offline
             if isinstance(action, m.CollectGarbage):
                 assert {_digest(after.current), _digest(after.previous)} <= {*action.keep, None}
         if after.phase == "idle":
@@ -265,3 +278,80 @@ def test_what_the_store_lost_is_not_served_and_may_come_again(
     assert walk.state.floor == 2
     again = m.step(walk.state, m.Assigned(target(DIGESTS[1], 2)), walk.now)[1]
     assert any(isinstance(a, m.Fetch) for a in again) == (current != 1)
+
+
+# Not now, and going back ----------------------------------------------------------------------------------------------
+
+
+def deferred(reason: str) -> m.Failed:
+    return m.Failed(m.DEFERRED, reason)
+
+
+def test_not_now_is_reported_once_however_often_it_is_found() -> None:
+    walk = Walk()
+    walk.take(m.Assigned(target(seq=1)))
+    first = walk.take(deferred("closed until 22:00"))
+    walk.take(m.Assigned(target(seq=1)))
+
+    again = walk.take(deferred("closed until 22:00"))
+    walk.take(m.Assigned(target(seq=1)))
+    other = walk.take(deferred("somebody objects"))
+
+    assert [a.step for a in first if isinstance(a, m.Report)] == ["waiting"]
+    assert again == ()
+    assert [a.step for a in other if isinstance(a, m.Report)] == ["waiting"]
+    assert walk.state.penalties == {}
+
+
+def test_a_commit_and_a_failure_end_the_waiting() -> None:
+    for end in (m.Failed("update.golden"), m.Started()):
+        walk = Walk()
+        walk.take(m.Assigned(target(seq=1)))
+        walk.take(deferred("later"))
+        assert walk.state.waiting is not None
+        walk.take(m.Assigned(target(seq=1)))
+        walk.take(m.Advanced())
+        walk.take(end)
+        assert walk.state.waiting is None
+
+
+def test_what_was_carried_here_is_committed_without_reaching_anybody() -> None:
+    walk = Walk()
+    walk.take(m.Assigned(target(seq=1, offline=True)))
+    for _ in range(2):
+        walk.take(m.Advanced())
+
+    actions = walk.take(m.Advanced())
+
+    assert walk.state.phase == "idle"
+    assert not any(isinstance(a, m.Reach) for a in actions)
+    assert _digest(walk.state.current) == DIGESTS[0]
+
+
+def test_going_back_twice_is_being_where_one_was() -> None:
+    walk = Walk()
+    for seq, digest in enumerate(DIGESTS[:2], start=1):
+        walk.take(m.Assigned(target(digest, seq)))
+        for _ in range(4):
+            walk.take(m.Advanced())
+    there = walk.state.current
+
+    walk.take(m.WentBack("it misreads"))
+    assert walk.serving == DIGESTS[0]
+    assert walk.state.penalties[DIGESTS[1]].until > walk.now
+    walk.take(m.WentBack("it did not"))
+
+    assert walk.state.current == there
+    assert walk.serving == DIGESTS[1]
+
+
+def test_a_retry_that_is_no_news_forgives_nothing() -> None:
+    walk = Walk()
+    for seq in (1, 2, 3):
+        walk.take(m.Assigned(target(seq=seq)))
+        walk.take(m.Failed("update.golden"))
+    boxed = walk.state.penalties
+
+    walk.take(m.Assigned(target(seq=3, retry=True)))
+
+    assert walk.state.penalties == boxed

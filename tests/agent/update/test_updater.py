@@ -28,14 +28,14 @@ from lightship_agent.contract.manifest import Requires
 from lightship_agent.contract.profile import ReferenceProfile, profile_features
 from lightship_agent.contract.schema import Outputs
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX
-from lightship_agent.update import fetcher
+from lightship_agent.update import download
 from lightship_agent.update import machine as m
 from lightship_agent.update.store import BundleStore, StateFile
 
 #: What a refused assignment may leave: fresher metadata, and nothing else.
 METADATA = "tuf/"
-#: What a failed attempt may leave besides: the state that says so, the bundle, a part of a download.
-ATTEMPT = ("tuf/", "update.json", "staging/", "bundles/")
+#: What a failed attempt may leave besides: the state that says so and its copy, the bundle, a part of a download.
+ATTEMPT = ("tuf/", "update.json", "committed.json", "staging/", "bundles/")
 
 
 def committed(field: Field, **timing: float) -> tuple[Device, ModelVersion]:
@@ -383,13 +383,13 @@ def test_a_download_that_broke_off_for_good_is_taken_up_by_the_next_look(
     assert device.host.steps[-1][0] == "retry"
     assert device.updater.state.penalties == {}
     (part,) = device.updater.store.staging.iterdir()
-    assert part.stat().st_size == 100 * fetcher.ATTEMPTS
+    assert part.stat().st_size == 100 * download.ATTEMPTS
     field.well_again()
     device.look()
     assert device.host.serving == second.digest
 
 
-@pytest.mark.parametrize(("status", "asked"), [(404, 1), (302, 1), (500, fetcher.ATTEMPTS), (429, fetcher.ATTEMPTS)])
+@pytest.mark.parametrize(("status", "asked"), [(404, 1), (302, 1), (500, download.ATTEMPTS), (429, download.ATTEMPTS)])
 def test_a_server_that_refuses_is_asked_again_only_where_that_may_help(
     field: Field, monkeypatch: pytest.MonkeyPatch, status: int, asked: int
 ) -> None:

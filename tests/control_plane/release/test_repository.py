@@ -27,7 +27,7 @@ from lightship_agent.contract.transport import TRANSPORT_SUFFIX, unpack_transpor
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.files import write_durably
 from lightship_agent.link.client import ControlPlane
-from lightship_agent.update.fetcher import download
+from lightship_agent.update.download import download
 from lightship_agent.update.releases import Releases
 
 ONLINE = ("releases", "snapshot", "timestamp")

@@ -1,0 +1,42 @@
+"""Update: where released files come from: the control plane, or a file that was carried here.
+
+Rules:
+* a source transfers and bounds; it verifies nothing but sizes: that is `fetch`'s;
+* a transfer stops between two chunks when the agent stops, when its window closes, or when what it brings is no longer
+  wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightship_agent.contract.device_api import Paths
+from lightship_agent.link.client import ControlPlane
+
+from .rate import TokenBucket
+from .released import ReleasedFile
+
+
+@dataclass(frozen=True)
+class ServerFiles:
+    """The control plane's release files, over mutual TLS."""
+
+    plane: ControlPlane
+    pause: Callable[[float], None]
+    rate: TokenBucket | None
+    stopped: Callable[[], bool]
+
+    def read(self, file: ReleasedFile, part: Path) -> bytes:
+        """The file's bytes, gone on with from `part`.
+
+        Raises:
+            LinkError: link.*.
+            StorageError: storage.*.
+            UpdateError: update.interrupted, and what `stopped` raises.
+        """
+        from .download import download
+
+        url = f"{self.plane.server}{Paths.TARGETS}{file.url_path}"
+        return download(self.plane.http, url, part, file.length, pause=self.pause, rate=self.rate, stopped=self.stopped)

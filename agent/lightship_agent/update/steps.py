@@ -1,0 +1,174 @@
+"""Update: the carrying out of one action of the state machine.
+
+Rules:
+* it does what it is told and raises what went wrong; what follows is the machine's to decide;
+* before anything is transferred, and before anything is installed, the gate is asked; what was carried here by hand is
+  not asked whether this is the hour or the network for it, and still somebody on site may object;
+* nothing here touches the model that serves, except the swap and the restore.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightship_agent.contract.bundle import Bundle, read_bundle
+from lightship_agent.contract.codes import LightshipError, UpdateError
+from lightship_agent.fail_points import fail_point
+from lightship_agent.link.client import ControlPlane
+from lightship_agent.runtime.probe import probe
+
+from . import machine as m
+from .fetch import Source, Ways, fetch
+from .gate import Gate
+from .store import BundleStore
+
+log = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """What the updater needs of the rest of the agent."""
+
+    def check_compatible(self, bundle: Bundle) -> None:
+        """Raise BundleError (bundle.incompatible) if this device can't run it."""
+
+    def serve(self, bundle: Bundle) -> None:
+        """Load the bundle and serve it from now on; raise UpdateError (update.swap) and change nothing otherwise."""
+
+    def serve_nothing(self) -> None:
+        """Stop serving: there is no model to go back to."""
+
+    def failures(self, digest: str) -> int:
+        """Server errors while serving that digest."""
+
+    def report(self, action: m.Report) -> None:
+        """Queue an update step for the control plane."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Durations in seconds."""
+
+    poll: float
+    soak: float
+    reach: float
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How the bundle that is wanted now may come here."""
+
+    source: Source
+    ways: Ways
+    gated: bool  # whether hours and networks matter
+
+
+class Steps:
+    """Carries actions out, one at a time."""
+
+    def __init__(
+        self,
+        host: Host,
+        store: BundleStore,
+        plane: ControlPlane,
+        timing: Timing,
+        gate: Gate,
+        stop: threading.Event,
+    ) -> None:
+        """`stop` ends what takes long."""
+        self._host = host
+        self._store = store
+        self._plane = plane
+        self._timing = timing
+        self._gate = gate
+        self._stop = stop
+        self.delivery: Delivery | None = None
+
+    def carry_out(self, action: m.Action, state: m.UpdateState) -> m.Event | None:
+        """Do it; the event that follows, if any.
+
+        Raises:
+            LightshipError: whatever stood in the way.
+            OSError: what the disk said.
+        """
+        match action:
+            case m.Fetch(target):
+                self._fetch(target)
+            case m.Try(target):
+                self._try(target)
+            case m.Swap(target):
+                self._swap(target)
+            case m.Reach():
+                self._reach()
+            case m.Restore(target):
+                self._restore(target, state.previous)
+                return None
+            case m.CollectGarbage(keep):
+                self._store.collect_garbage(keep)
+                return None
+            case m.Report():
+                self._host.report(action)
+                return None
+        return m.Advanced()
+
+    def _fetch(self, target: m.Target) -> None:
+        assert self.delivery is not None, "a bundle is fetched only for an assignment that was just verified"
+        delivery = self.delivery
+
+        def allowed() -> None:
+            if delivery.gated:
+                self._gate.check("download")
+
+        fetch(self._store, delivery.source, target, delivery.ways, allowed)
+
+    def _try(self, target: m.Target) -> None:
+        self._gate.check("veto" if target.offline else "install")
+        bundle = self._bundle(target)
+        if (bundle.manifest.model, bundle.manifest.version) != (target.model, target.version):
+            raise UpdateError("update.swap", "The bundle's manifest names another model or version than its release.")
+        self._host.check_compatible(bundle)
+        fail_point("probing")
+        probe(self._store.path(target.sha256), bundle.manifest.requires)
+
+    def _swap(self, target: m.Target) -> None:
+        bundle = self._bundle(target)
+        self._host.serve(bundle)
+        fail_point("soaking")
+        end = time.monotonic() + self._timing.soak
+        while time.monotonic() < end and not self._stop.wait(0.1):
+            failures = self._host.failures(target.sha256)
+            if failures:
+                raise UpdateError("update.soak", f"{failures} requests failed while soaking.")
+        if self._stop.is_set():
+            raise UpdateError("update.interrupted", "The agent was stopped while soaking.")
+
+    def _reach(self) -> None:
+        fail_point("reaching")
+        end = time.monotonic() + self._timing.reach
+        while not self._plane.reachable():
+            if self._stop.wait(1.0):
+                raise UpdateError("update.interrupted", "The agent was stopped before the control plane was reached.")
+            if time.monotonic() > end:
+                message = f"The control plane did not answer within {self._timing.reach:.0f} s of the swap."
+                raise UpdateError("update.server-unreachable", message)
+
+    def _restore(self, target: m.Target | None, previous: m.Target | None) -> None:
+        fail_point("restoring")
+        if target is None:
+            self._host.serve_nothing()
+            return
+        try:
+            self._host.serve(self._bundle(target))
+        except LightshipError as e:
+            log.exception("restore: %s", e.code)
+            if previous is not None and previous.sha256 != target.sha256:
+                self._host.serve(self._bundle(previous))
+
+    def _bundle(self, target: m.Target) -> Bundle:
+        data = self._store.read(target.sha256)
+        if data is None:
+            raise UpdateError("update.swap", f"Bundle {target.sha256[:12]} is not in the store, or was altered there.")
+        return read_bundle(data)
