@@ -116,7 +116,7 @@ class Device(Base):
     tenant: Mapped[str]
     group: Mapped[str] = mapped_column(index=True)
     labels: Mapped[Json]
-    state: Mapped[str]  # active | revoked
+    state: Mapped[str]  # pending | active | revoked
     spki: Mapped[str] = mapped_column(String(64))
     spki_next: Mapped[str] = mapped_column(String(64), default="")  # renewed, and not yet seen in use
     cert_serial: Mapped[str]
@@ -142,6 +142,13 @@ class Device(Base):
     quarantined: Mapped[bool] = mapped_column(default=False)
     drift_level: Mapped[str] = mapped_column(default="")
     verdict: Mapped[Json] = mapped_column(default=dict)  # the last one
+    serial: Mapped[str] = mapped_column(default="")  # of the hardware, as it said at enrolment
+    instance: Mapped[str] = mapped_column(String(16), default="")  # the agent process that asked last
+    retired_spki: Mapped[str] = mapped_column(String(64), default="")  # the key before this one
+    retired_at: Mapped[int] = mapped_column(default=0)
+    retired_seen: Mapped[int] = mapped_column(default=0)  # when that key was shown again, long after
+    cloned_at: Mapped[int] = mapped_column(default=0)  # 0: no sign of a second device under this identity
+    clone: Mapped[Json] = mapped_column(default=dict)  # the evidence
 
 
 class JoinToken(Base):
@@ -157,6 +164,67 @@ class JoinToken(Base):
     expires_at: Mapped[int]
     created_at: Mapped[int]
     created_by: Mapped[str]
+    preauthorised: Mapped[bool] = mapped_column(default=False)  # lets in only whom the operator listed before
+    approval: Mapped[bool] = mapped_column(default=False)  # whoever enrols with it waits for `device approve`
+
+
+class Preauthorisation(Base):
+    """A device that may enrol once: known by its id, its serial, its key, or several of them."""
+
+    __tablename__ = "preauthorisations"
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    device: Mapped[str | None] = mapped_column(String(64), index=True)
+    serial: Mapped[str | None] = mapped_column(index=True)
+    spki: Mapped[str | None] = mapped_column(String(64), index=True)
+    group: Mapped[str]
+    labels: Mapped[Json]
+    created_at: Mapped[int]
+    created_by: Mapped[str]
+    used_by: Mapped[str] = mapped_column(default="")
+    used_at: Mapped[int] = mapped_column(default=0)
+
+
+class Certificate(Base):
+    """A device certificate that was issued and has not run out: what a revocation must name."""
+
+    __tablename__ = "certificates"
+    serial: Mapped[str] = mapped_column(String(40), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), index=True)
+    spki: Mapped[str] = mapped_column(String(64))
+    issued_at: Mapped[int]
+    not_after: Mapped[int]
+    revoked_at: Mapped[int] = mapped_column(default=0)
+    reason: Mapped[str] = mapped_column(default="")  # revoked | superseded
+
+
+class Cut(Base):
+    """An MQTT session that is to be ended, until it was."""
+
+    __tablename__ = "cuts"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    asked_at: Mapped[int]
+
+
+class UsedNonce(Base):
+    """A nonce that recovered a certificate: it never does so again."""
+
+    __tablename__ = "used_nonces"
+    nonce: Mapped[str] = mapped_column(String(64), primary_key=True)  # its digest
+    device: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[int]
+
+
+class DeviceInstance(Base):
+    """An agent process under a device's identity: of one device there is one at a time."""
+
+    __tablename__ = "device_instances"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    instance: Mapped[str] = mapped_column(String(16), primary_key=True)
+    boot: Mapped[int]
+    address: Mapped[str]
+    first_seen: Mapped[int]
+    last_seen: Mapped[int]
+    returns: Mapped[int] = mapped_column(default=0)  # how often it was heard again after another had been
 
 
 class AssignmentRow(Base):
