@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import secrets
 import signal
 import threading
 import time
@@ -26,10 +27,11 @@ from .contract.codes import LightshipError, StorageError, UpdateError
 from .contract.messages import AnyRecord, Command, Heartbeat, Update
 from .fail_points import fail_point
 from .files import sweep, write_durably
-from .link import enrol, identity
+from .link import identity
 from .link.client import ControlPlane
 from .link.mqtt import MqttLink
 from .link.outbox import Outbox
+from .link.renewal import CertificateKeeper
 from .link.sender import RESEND_SECONDS, Sender
 from .monitor.health import read_health
 from .monitor.monitor import Monitor
@@ -91,7 +93,9 @@ class Agent:
         self._outbox = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000)
         patience = settings.poll_seconds + RESEND_SECONDS
         self._sender = Sender(self._outbox, self._boot, self._started, patience=patience)
-        self._control = ControlPlane(self._identity)
+        # Every run has a name of its own: that is how the control plane notices a copy of this device.
+        self._control = ControlPlane(self._identity, f"{secrets.token_hex(8)}:{self._boot}")
+        self._certificate = CertificateKeeper(self._identity, self._control)
         timing = Timing(poll=settings.poll_seconds, soak=settings.soak_seconds, reach=settings.reach_seconds)
         bounds = Bounds(
             gate=Gate(Rules.of(settings)),
@@ -224,7 +228,7 @@ class Agent:
             if urgent or time.monotonic() >= due:
                 due = time.monotonic() + self._settings.report_seconds
                 _whatever_happens(lambda: self._keep([*self._monitor.collect(_now_ms()), self._heartbeat()]))
-                _whatever_happens(self._renew_certificate)
+                _whatever_happens(self._certificate.tick)
             _whatever_happens(self._send)
             self._updater.notice()
             notify_systemd("WATCHDOG=1")
@@ -269,15 +273,6 @@ class Agent:
             health=(health := read_health(self._dir)),
             degraded=tuple(self._degraded(health)),
         )
-
-    def _renew_certificate(self) -> None:
-        certificate = self._identity.certificate()
-        begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-        if not enrol.renewal_due(begins, ends, time.time()):
-            return
-        enrol.renew(self._identity, self._control)
-        self._control.reopen()
-        log.info("certificate renewed")
 
     def _command(self, verb: str, command: Command) -> None:
         if verb == "check":

@@ -34,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     enrol = _verb(verbs, "enrol", "Give this device an identity, with a join token.")
     enrol.add_argument("--server", required=True, help="The control plane's device address, https://host:port.")
     enrol.add_argument("--device", required=True, help="The id this device asks for.")
-    enrol.add_argument("--token-file", required=True, help="File that holds the join token; - for standard input.")
+    proof = enrol.add_mutually_exclusive_group(required=True)
+    proof.add_argument("--token-file", help="File that holds the join token; - for standard input.")
+    proof.add_argument("--ca-pin", help="Without a token: sha256 of the CA's public key; the key must be listed.")
+    enrol.add_argument("--serial", default="", help="The hardware's serial, where the operator lists devices by it.")
+    _verb(verbs, "key", "Make the key this device will enrol with, and print its digest for the operator's list.")
     status = _verb(verbs, "status", "What the running agent serves and how it is.")
     status.add_argument("--url", help="The agent's address; default: from the settings.")
     verify = _verb(verbs, "verify", "Check a bundle file, or the committed one, by probing it on this machine.")
@@ -88,8 +92,14 @@ def _run(_options: argparse.Namespace, settings: Settings) -> int:
 def _enrol(options: argparse.Namespace, settings: Settings) -> int:
     from .link.enrol import enrol
 
-    token = sys.stdin.read() if options.token_file == "-" else _read(Path(options.token_file))  # noqa: S105 - not a password
-    identity = enrol(settings.state_dir, server=options.server, token=token, device=options.device)
+    identity = enrol(
+        settings.state_dir,
+        server=options.server,
+        token=_token(options.token_file),
+        device=options.device,
+        pin=(options.ca_pin or "").lower(),
+        serial=options.serial,
+    )
     broker = identity.info.broker
     facts = {
         "device": identity.device,
@@ -98,6 +108,19 @@ def _enrol(options: argparse.Namespace, settings: Settings) -> int:
         "certificate expires": identity.certificate().not_valid_after_utc.isoformat(),
     }
     _show(facts, as_json=options.json)
+    return 0
+
+
+def _token(file: str | None) -> str:
+    if file is None:
+        return ""
+    return sys.stdin.read() if file == "-" else _read(Path(file))
+
+
+def _key(options: argparse.Namespace, settings: Settings) -> int:
+    from .link.enrol import make_early_key
+
+    _show({"key": make_early_key(settings.state_dir)}, as_json=options.json)
     return 0
 
 
@@ -253,6 +276,7 @@ def _doctor(options: argparse.Namespace, settings: Settings) -> int:
 _VERBS = {
     "run": _run,
     "enrol": _enrol,
+    "key": _key,
     "status": _status,
     "verify": _verify,
     "import": _import,

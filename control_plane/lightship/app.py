@@ -23,7 +23,9 @@ from lightship_agent.files import write_durably
 from .api.device_api import DeviceApi
 from .api.operator_api import create_operator_app
 from .api.tls_protocol import PeerProtocol
+from .fleet import certificates
 from .fleet.broker import BrokerInfo, control_plane_context, start_broker
+from .fleet.broker_guard import BrokerGuard
 from .fleet.ca import server_names
 from .fleet.reconciler import Reconciler
 from .home import Home
@@ -75,10 +77,13 @@ class ControlPlane:
         settings, home = self._settings, self._home
         operator_socket = self._bind(settings.api_host, settings.api_port, "api_port")
         device_socket = self._bind(settings.device_host, settings.device_port, "device_port")
-        broker = start_broker(settings, home.path / "broker", home.ca)
-        poke = None
+        with home.database.read() as session:
+            revoked = certificates.revoked(session)
+        broker = start_broker(settings, home.path / "broker", home.ca, revoked)
+        poke = guard = None
         if broker is not None:
             self._stack.callback(broker.stop)
+            guard = BrokerGuard(home.database, home.ca, broker, home.path / "broker")
             tls = control_plane_context(home.path / "broker", home.ca)
             ingest = IngestWorker(home.database, broker.info, tls, WORKER_ID)
             ingest.start()
@@ -90,7 +95,7 @@ class ControlPlane:
             if poke is not None and devices:
                 poke(tenant, devices)
 
-        reconciler = Reconciler(home, settings, poke_devices)
+        reconciler = Reconciler(home, settings, poke_devices, guard)
         reconciler.start()
         self._stack.callback(reconciler.stop)
         info = broker.info if broker else None
@@ -103,7 +108,7 @@ class ControlPlane:
         )
         self._servers = [
             _Server(operator_config),
-            _Server(self._device_config(DeviceApi(home, tenant, info))),
+            _Server(self._device_config(DeviceApi(home, tenant, info, recovery_days=settings.recovery_days))),
         ]
         self._sockets = [operator_socket, device_socket]
         self.addresses = Addresses(

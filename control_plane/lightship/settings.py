@@ -48,6 +48,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("broker", "auto", "Which MQTT broker to start.", "", ("auto", "mosquitto", "embedded", "none")),
     Setting("mqtt_host", "127.0.0.1", "Address the broker binds to."),
     Setting("mqtt_port", "8883", "Port of the broker (MQTT over TLS); 0 picks a free one."),
+    Setting(
+        "recovery_days",
+        "90",
+        "How long after its certificate ran out a device gets a new one by itself, for the proof of its key; 0: never.",
+        "days",
+    ),
     Setting("drift_budget", "1", "False drift alarms allowed per device and horizon.", "alarms"),
     Setting("drift_horizon_windows", "8760", "Windows in the horizon: a year of hourly windows.", "windows"),
     Setting("drift_floor", "0.02", "Smallest effect that may alarm, w² (population PSI of about the same size)."),
@@ -74,6 +80,7 @@ class Settings:
     broker: str
     mqtt_host: str
     mqtt_port: int
+    recovery_days: float
     drift_budget: float
     drift_horizon_windows: int
     drift_floor: float

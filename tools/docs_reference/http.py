@@ -28,6 +28,10 @@ Row = tuple[str, str, str]
 DEVICE_WORDS = {
     Paths.CA: "The CA certificate, PEM. Needs no client certificate; a join token's pin says whether to believe it.",
     Paths.ENROL: "Redeem a join token: an `EnrolRequest` in, an `EnrolReply` out. Needs no client certificate.",
+    Paths.RECOVERY_NONCE: "A nonce for a device whose certificate ran out: a `NonceRequest` in, a `NonceReply` out. "
+    "Needs no client certificate, and stores nothing.",
+    Paths.RECOVER: "A fresh certificate for the proof of the registered key, a `SignedProof` (DSSE); a `RenewReply` "
+    "out. Needs no client certificate.",
     Paths.PING: "Whether this device may still speak to us.",
     Paths.RENEW: "A fresh certificate for a fresh key: a `RenewRequest` in, a `RenewReply` out.",
     Paths.ASSIGNMENT: "The signed assignment of this device (a DSSE envelope); 204 while there is none, 304 when the "

@@ -215,8 +215,8 @@ def _http() -> str:
         "Errors are JSON with a stable `code`, see [errors.md](errors.md).",
         section(
             "Device API: HTTPS, mutual TLS",
-            "Default port 8643. Everything but the first two routes needs a device certificate, and the device must be "
-            "active with that very key in the database.",
+            "Default port 8643. Everything but the first four routes needs a device certificate, and the device must "
+            "be active with that very key in the database.",
             table(columns, _routes(http.device_routes())),
         ),
         section(

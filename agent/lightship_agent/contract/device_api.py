@@ -1,7 +1,7 @@
 """Contract: the device API, its paths and JSON bodies, and the join token.
 
-Rules: bodies are JSON, decoded into these structs on both sides; everything but `CA` and `ENROL` needs a device
-certificate.
+Rules: bodies are JSON, decoded into these structs on both sides; everything but `CA`, `ENROL` and the two of the
+recovery needs a device certificate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from .codes import EnrolError
 
 #: Response header of ASSIGNMENT: `<epoch>:<seq>`, how far this device's reports have been stored.
 ACKED_HEADER: Final = "lightship-acked"
+#: Request header: `<16 hexadecimal digits>:<boot counter>`, the run of the agent that asks; new with every start.
+INSTANCE_HEADER: Final = "lightship-instance"
 
 
 class Paths:
@@ -22,6 +24,8 @@ class Paths:
     CA: Final = "/v1/ca"
     ENROL: Final = "/v1/enrol"
     RENEW: Final = "/v1/renew"
+    RECOVERY_NONCE: Final = "/v1/recover/nonce"
+    RECOVER: Final = "/v1/recover"
     ASSIGNMENT: Final = "/v1/assignment"
     TELEMETRY: Final = "/v1/telemetry"
     PING: Final = "/v1/ping"
@@ -32,9 +36,10 @@ class Paths:
 class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /v1/enrol."""
 
-    token: str
+    token: str  # empty, where the key is listed
     device: str
     csr: str
+    serial: str = ""  # of the hardware, as it says itself
 
 
 class EnrolReply(msgspec.Struct, frozen=True, kw_only=True):

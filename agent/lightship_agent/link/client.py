@@ -3,6 +3,7 @@
 Rules:
 * no redirects, no compression; a body is bounded while it is read, and has an absolute deadline;
 * every foreign error becomes a LinkError, or says which trust failed;
+* the first request that is answered with a renewed certificate confirms it, and one that is refused takes it back;
 * of what the pinned authority sends only the pinned certificate is kept: whatever else came along is not trusted.
 """
 
@@ -18,9 +19,9 @@ import httpx
 import msgspec
 
 from lightship_agent.contract.codes import EnrolError, LinkError, SettingsError
-from lightship_agent.contract.device_api import ACKED_HEADER, Paths, RenewReply, RenewRequest
+from lightship_agent.contract.device_api import ACKED_HEADER, INSTANCE_HEADER, Paths, RenewReply, RenewRequest
 
-from .identity import Identity
+from .identity import Identity, confirm, take_back
 
 MAX_BODY: Final = 1024 * 1024  # bytes
 _GAP_SECONDS: Final = 15.0  # of silence
@@ -63,6 +64,14 @@ class Reply:
         """What the answer says about our reports; nothing, where it says nothing sensible."""
         epoch, _, seq = self.headers.get(ACKED_HEADER, "").partition(":")
         return Acknowledged(epoch, int(seq) if seq.isdecimal() else 0)
+
+    def refusal(self) -> EnrolError | LinkError:
+        """What a refusal says, in the server's words where these are ours."""
+        try:
+            said = msgspec.json.decode(self.body, type=dict[str, str])
+            return EnrolError(said["code"], said["error"])
+        except (msgspec.MsgspecError, KeyError, AssertionError):
+            return LinkError("link.status", f"{self.url}: expected status 200, found {self.status}: {self.said}")
 
     def expect(self, *statuses: int) -> Reply:
         """This reply, if its status is one of these.
@@ -164,16 +173,29 @@ def server_ca(server: str, pin: str) -> bytes:
 class ControlPlane:
     """The device API, as this device sees it."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, instance: str = "") -> None:
         """Open a client with the device's certificate.
+
+        Args:
+            identity: who we are.
+            instance: what this run of the agent is called, `<16 hexadecimal digits>:<boot>`; empty for a program that
+                is none, such as a command beside the agent.
 
         Raises:
             StorageError: storage.corrupt.
         """
         self._identity = identity
+        self._headers = {INSTANCE_HEADER: instance} if instance else {}
+        #: The other end hung up in the handshake or after it, as a server does that finds our certificate too old.
+        self.hung_up = False
         self.server = identity.info.server
         self._retired: list[httpx.Client] = []
-        self.http = open_client(identity.tls_context(), self.server)
+        self.http = self._open()
+
+    def _open(self) -> httpx.Client:
+        http = open_client(self._identity.tls_context(), self.server)
+        http.headers.update(self._headers)
+        return http
 
     def reopen(self) -> None:
         """Use the certificate that is on disk now; what is under way on old connections goes on there.
@@ -181,12 +203,13 @@ class ControlPlane:
         Raises:
             StorageError: storage.corrupt; the present certificate stays in use.
         """
-        fresh = open_client(self._identity.tls_context(), self.server)
+        fresh = self._open()
         # A download in another thread may still hold the present client; the one before it has had days to finish.
         while self._retired:
             self._retired.pop().close()
         self._retired.append(self.http)
         self.http = fresh
+        self.hung_up = False
 
     def close(self) -> None:
         """Close the connections."""
@@ -237,7 +260,23 @@ class ControlPlane:
     def _request(
         self, method: str, path: str, *, headers: dict[str, str] | None = None, content: bytes | None = None
     ) -> Reply:
-        reply = ask(self.http, method, path, headers=headers, content=content)
+        try:
+            reply = ask(self.http, method, path, headers=headers, content=content)
+        except LinkError as e:
+            # Whether it sends the alert that says why depends on the server; many just close.
+            lost = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+            self.hung_up = isinstance(e.__cause__, lost) or "certificate expired" in str(e)
+            raise
+        self.hung_up = False
         if reply.status == 403:
-            raise EnrolError("enrol.revoked", f"The control plane refuses this device: {reply.said}")
+            code = "enrol.pending" if b'"enrol.pending"' in reply.body else "enrol.revoked"
+            raise EnrolError(code, f"The control plane refuses this device: {reply.said}")
+        if self._identity.unconfirmed:
+            self._settle_pair(reply)
         return reply
+
+    def _settle_pair(self, reply: Reply) -> None:
+        if reply.status < 400:
+            confirm(self._identity)
+        elif reply.status == 401 and take_back(self._identity):
+            self.reopen()

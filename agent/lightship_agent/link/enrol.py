@@ -1,9 +1,11 @@
-"""Link: enrolment and renewal.
+"""Link: enrolment.
 
 Rules:
 * a join token is `id.secret.sha256(CA public key)`: the pin travels with it, so first contact is not on trust;
 * the key is born here and never leaves; the server learns a certificate request;
 * enrolment ends with a whole identity on disk, or with nothing, and an answer is believed only once it was checked;
+* a key that was made before (`lightship-agent key`) is taken: the operator may have listed its digest, and no token is
+  needed then, but the pin still is;
 * an answer that got lost on its way is asked for again with the same key, which the server takes for the same request.
 """
 
@@ -17,25 +19,29 @@ import httpx
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from lightship_agent.contract.codes import EnrolError, InvalidNameError, LinkError
+from lightship_agent.contract.codes import EnrolError, InvalidNameError, LinkError, StorageError
 from lightship_agent.contract.device_api import EnrolReply, EnrolRequest, Paths, parse_token
 from lightship_agent.contract.names import check_name
 from lightship_agent.fail_points import fail_point
+from lightship_agent.files import storage_error, write_durably
 
 from . import identity as store
-from .client import ControlPlane, Reply, ask, check_server, open_client, server_ca
+from .client import Reply, ask, check_server, open_client, server_ca
 
 _ASK_TIMES: Final = 3
+_EARLY_KEY: Final = "enrol-key.pem"
 
 
-def enrol(state_dir: Path, *, server: str, token: str, device: str) -> store.Identity:
+def enrol(state_dir: Path, *, server: str, token: str, device: str, pin: str = "", serial: str = "") -> store.Identity:
     """Make a key, have it certified, and store the identity.
 
     Args:
         state_dir: the agent's state directory; created if missing.
         server: the control plane's device address, https://host:port.
-        token: a join token.
+        token: a join token; empty where the operator has listed the digest of this device's key.
         device: the id this device asks for.
+        pin: sha256 of the CA's public key, where there is no token that brings it.
+        serial: of the hardware, for an operator who lists devices by it.
 
     Raises:
         EnrolError: enrol.token, enrol.pin, enrol.request, enrol.taken, enrol.certificate.
@@ -48,11 +54,11 @@ def enrol(state_dir: Path, *, server: str, token: str, device: str) -> store.Ide
     if (state_dir / store.FOLDER).exists():
         raise EnrolError("enrol.taken", f"{state_dir} already holds an identity.", remedy="Remove it to enrol anew.")
     server = check_server(server)
-    parsed = parse_token(token)
-    ca = server_ca(server, parsed.pin)
-    key = store.new_key()
+    token = token.strip()
+    ca = server_ca(server, parse_token(token).pin if token or not pin else pin)
+    key = early_key(state_dir) or store.new_key()
     csr = store.certificate_request(key, device)
-    reply = _ask(server, ca, EnrolRequest(token=token.strip(), device=device, csr=csr.decode()))
+    reply = _ask(server, ca, EnrolRequest(token=token, device=device, csr=csr.decode(), serial=serial))
     _check(reply, key, device, ca)
     fail_point("enrol-answered")
     info = store.IdentityFile(device=device, tenant=reply.tenant, server=server, broker=_broker(reply))
@@ -66,25 +72,43 @@ def enrol(state_dir: Path, *, server: str, token: str, device: str) -> store.Ide
     if reply.broker_password:
         files["broker-password"] = reply.broker_password.encode()
     store.store_identity(state_dir, files)
+    (state_dir / _EARLY_KEY).unlink(missing_ok=True)
     return store.load_identity(state_dir)
 
 
-def renew(identity: store.Identity, client: ControlPlane) -> None:
-    """Replace key and certificate by fresh ones.
+def make_early_key(state_dir: Path) -> str:
+    """The digest of the key that this device will enrol with, which is made now if it was not before.
 
     Raises:
-        LinkError: link.unreachable, link.slow, link.status.
-        EnrolError: enrol.revoked, enrol.certificate.
-        StorageError: storage.full, storage.unwritable.
+        EnrolError: enrol.taken for a device that is enrolled.
+        StorageError: storage.full, storage.unwritable, storage.corrupt.
     """
-    key = store.new_key()
-    chain = client.renew(store.certificate_request(key, identity.device))
-    store.replace_certificate(identity, key, chain)
+    if (state_dir / store.FOLDER).exists():
+        raise EnrolError("enrol.taken", f"{state_dir} already holds an identity.", remedy="Remove it to enrol anew.")
+    key = early_key(state_dir)
+    if key is None:
+        key = store.new_key()
+        try:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as e:
+            raise storage_error(e, state_dir) from e
+        write_durably(state_dir / _EARLY_KEY, store.key_pem(key), mode=0o600)
+    return store.key_digest(key)
 
 
-def renewal_due(not_before: float, not_after: float, now: float) -> bool:
-    """Whether two thirds of a certificate's life are over. Times are Unix seconds."""
-    return now >= not_before + (not_after - not_before) * 2 / 3
+def early_key(state_dir: Path) -> ec.EllipticCurvePrivateKey | None:
+    """The key that was made before enrolment, if one was.
+
+    Raises:
+        StorageError: storage.corrupt.
+    """
+    path = state_dir / _EARLY_KEY
+    try:
+        return store.read_key(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as e:
+        raise StorageError("storage.corrupt", f"The key in {path} can't be read: {e}.", remedy="Remove it.") from e
 
 
 def _ask(server: str, ca: bytes, request: EnrolRequest) -> EnrolReply:
@@ -92,7 +116,7 @@ def _ask(server: str, ca: bytes, request: EnrolRequest) -> EnrolReply:
     with open_client(ssl.create_default_context(cadata=ca.decode())) as http:
         reply = _ask_again(http, url, msgspec.json.encode(request))
     if reply.status != 200:
-        raise _refusal(reply)
+        raise reply.refusal()
     try:
         return msgspec.json.decode(reply.body, type=EnrolReply)
     except msgspec.MsgspecError as e:
@@ -132,11 +156,3 @@ def _broker(reply: EnrolReply) -> store.Broker | None:
     return store.Broker(
         host=reply.broker_host, port=reply.broker_port, auth=reply.broker_auth, username=reply.broker_username
     )
-
-
-def _refusal(reply: Reply) -> EnrolError | LinkError:
-    try:
-        said = msgspec.json.decode(reply.body, type=dict[str, str])
-        return EnrolError(said["code"], said["error"])
-    except (msgspec.MsgspecError, KeyError, AssertionError):
-        return LinkError("link.status", f"{reply.url}: expected status 200, found {reply.status}: {reply.said}")

@@ -8,16 +8,22 @@
 
 Rules:
 * an identity is written whole into a new folder that is renamed into place, so a device has one or none;
+* a renewed pair of key and certificate takes the place of the old one, which is kept beside it (identity.old) until the
+  control plane has accepted the new one once: a pair that is refused is taken back;
 * a certificate is kept only if it is over our key, in our name, and from our authority: a device that stored
   anything else could never speak to its control plane again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import shutil
 import ssl
+import time
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from cryptography import x509
@@ -28,8 +34,10 @@ from cryptography.x509.oid import NameOID
 
 from lightship_agent.contract.codes import EnrolError, StorageError
 from lightship_agent.files import storage_error, sync_folder, write_durably
+from lightship_agent.update.clock import BUILT
 
 FOLDER = "identity"
+_NO_CHECK_TIME: Final = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module has no name for
 
 
 class Broker(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,19 +74,50 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         """The device id."""
         return self.info.device
 
-    def tls_context(self) -> ssl.SSLContext:
-        """Mutual TLS towards the control plane: its CA only, our certificate.
+    def server_context(self) -> ssl.SSLContext:
+        """TLS towards the control plane and its broker, without our certificate: its CA only.
 
         Raises:
             StorageError: storage.corrupt.
         """
         try:
             context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
+        except OSError as e:
+            raise _corrupt(self.folder, e) from e
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if time.time() < BUILT:
+            # A board that woke in 1970 finds every certificate too young. Whose it is, is checked all the same.
+            context.verify_flags |= _NO_CHECK_TIME
+        return context
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Mutual TLS towards the control plane: its CA only, our certificate.
+
+        Raises:
+            StorageError: storage.corrupt.
+        """
+        context = self.server_context()
+        try:
             context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
         except OSError as e:
             raise _corrupt(self.folder, e) from e
         return context
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """The device's private key.
+
+        Raises:
+            StorageError: storage.corrupt.
+        """
+        try:
+            return read_key((self.folder / "key.pem").read_bytes())
+        except (OSError, ValueError, TypeError) as e:
+            raise _corrupt(self.folder, e) from e
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether the control plane has not accepted the present pair yet, so that the old one is still kept."""
+        return _beside(self.folder, "old").is_dir()
 
     def certificate(self) -> x509.Certificate:
         """The device's own certificate.
@@ -102,6 +141,30 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """The P-256 key in a PEM.
+
+    Raises:
+        ValueError, TypeError: for anything else.
+    """
+    key = serialization.load_pem_private_key(pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        message = "expected a P-256 key"
+        raise TypeError(message)
+    return key
+
+
+def public_der(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The public half, as SubjectPublicKeyInfo."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(serialization.Encoding.DER, form)
+
+
+def key_digest(key: ec.EllipticCurvePrivateKey) -> str:
+    """sha256 of the public half: how the control plane knows a key."""
+    return hashlib.sha256(public_der(key)).hexdigest()
 
 
 def certificate_request(key: ec.EllipticCurvePrivateKey, device: str) -> bytes:
@@ -185,14 +248,14 @@ def store_identity(state_dir: Path, files: dict[str, bytes]) -> None:
 
 
 def replace_certificate(identity: Identity, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
-    """Switch key and certificate as a pair: a new folder with both, exchanged by rename.
+    """Switch key and certificate as a pair: a new folder with both, exchanged by rename. The old pair is kept.
 
     Raises:
         EnrolError: enrol.certificate; nothing was written.
         StorageError: storage.full, storage.unwritable; the old pair stays in use.
     """
-    folder, fresh = identity.folder, identity.folder.with_name(f"{FOLDER}.new")
-    old = identity.folder.with_name(f"{FOLDER}.old")
+    folder = identity.folder
+    fresh, old = _beside(folder, "new"), _beside(folder, "old")
     try:
         kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         check_chain(chain, key, identity.device, kept["ca.pem"])
@@ -201,11 +264,13 @@ def replace_certificate(identity: Identity, key: ec.EllipticCurvePrivateKey, cha
         # Every file is written anew, and synced: a copy that is still in the page cache dies with the power.
         for name, data in {**kept, "key.pem": key_pem(key), "cert.pem": chain}.items():
             write_durably(fresh / name, data, mode=0o600)
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
+        if old.is_dir():
+            # Two renewals without an answer in between: what the server accepted last is the older one.
+            _remove(folder)
+        else:
+            folder.rename(old)
         fresh.rename(folder)
         sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
     except KeyError as e:
         raise _corrupt(folder, e) from e
     except StorageError:
@@ -215,16 +280,44 @@ def replace_certificate(identity: Identity, key: ec.EllipticCurvePrivateKey, cha
         raise storage_error(e, fresh) from e
 
 
-def recover_identity(state_dir: Path) -> None:
-    """Finish a certificate switch that was cut, and clear away what it left.
+def confirm(identity: Identity) -> None:
+    """The control plane accepts the present pair: the old one is not needed any more."""
+    with contextlib.suppress(OSError):  # it is in nobody's way
+        _remove(_beside(identity.folder, "old"))
 
-    The switch goes forward where the new folder is whole, which it is once the old one has moved: the server has
-    certified the new key by then.
+
+def take_back(identity: Identity) -> bool:
+    """The control plane refuses the present pair: go on with the old one, if there is one.
 
     Raises:
         StorageError: storage.full, storage.unwritable.
     """
-    folder, fresh, old = state_dir / FOLDER, state_dir / f"{FOLDER}.new", state_dir / f"{FOLDER}.old"
+    folder = identity.folder
+    old, refused = _beside(folder, "old"), _beside(folder, "gone")
+    if not old.is_dir():
+        return False
+    try:
+        shutil.rmtree(refused, ignore_errors=True)
+        folder.rename(refused)
+        old.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as e:
+        raise storage_error(e, folder) from e
+    shutil.rmtree(refused, ignore_errors=True)
+    return True
+
+
+def recover_identity(state_dir: Path) -> None:
+    """Finish a certificate switch that was cut, and clear away what it left.
+
+    The switch goes forward where the new folder is whole, which it is once the old one has moved: the server has
+    certified the new key by then. An old folder stays until the new pair has been accepted.
+
+    Raises:
+        StorageError: storage.full, storage.unwritable.
+    """
+    folder = state_dir / FOLDER
+    fresh, old = _beside(folder, "new"), _beside(folder, "old")
     try:
         if not folder.exists() and old.is_dir():
             (fresh if fresh.is_dir() else old).rename(folder)
@@ -233,7 +326,20 @@ def recover_identity(state_dir: Path) -> None:
         raise storage_error(e, folder) from e
     if folder.exists():  # without one, a new folder may be an enrolment that is under way
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_beside(folder, "gone"), ignore_errors=True)
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f"{FOLDER}.{what}")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder as a whole: a cut leaves it under a name that nobody reads."""
+    gone = _beside(folder, "gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.is_dir():
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _corrupt(folder: Path, e: Exception) -> StorageError:

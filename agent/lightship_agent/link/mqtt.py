@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import random
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -90,7 +89,7 @@ class MqttLink:
             protocol=MQTTProtocolVersion.MQTTv5,
             reconnect_on_failure=False,
         )
-        self._tls = ssl.create_default_context(cafile=str(self._identity.folder / "ca.pem"))
+        self._tls = self._identity.server_context()
         if self._broker.auth == "password":
             client.username_pw_set(self._broker.username, self._identity.broker_password)
         client.tls_set_context(self._tls)

@@ -1,8 +1,8 @@
 """API: the face devices speak to, HTTPS with mutual TLS.
 
 Rules:
-* `/v1/ca` and `/v1/enrol` need no certificate; everything else needs one, and the device must be active with that very
-  key in the database: a certificate alone is never enough;
+* `/v1/ca`, `/v1/enrol` and `/v1/recover` need no certificate; everything else needs one, and the device must be active
+  with that very key in the database: a certificate alone is never enough;
 * answers are JSON with a stable code on every refusal; unknown metadata is 404, never a page;
 * release files are immutable and served with ranges.
 """
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from lightship.fleet import enrolment
+from lightship.fleet import clones, enrolment, recovery
 from lightship.fleet.broker import BrokerInfo
 from lightship.home import Home
 from lightship.monitoring import ingest
@@ -30,24 +30,31 @@ from lightship.storage.models import AssignmentRow, Device
 from lightship_agent.contract.codes import EnrolError, LightshipError, StorageError, WireError
 from lightship_agent.contract.device_api import (
     ACKED_HEADER,
+    INSTANCE_HEADER,
     EnrolReply,
     EnrolRequest,
     Paths,
     RenewReply,
     RenewRequest,
 )
+from lightship_agent.contract.recovery import NONCE_SECONDS, NonceReply, NonceRequest, SignedProof
 from lightship_agent.contract.wire import MAX_PACKED, sha256_hex
 
 from .tls_protocol import EXTENSION, Peer
 
 log = logging.getLogger(__name__)
 MAX_JSON = 64 * 1024
+RECOVERY_DAYS = 90.0
 _T = TypeVar("_T")
 Handler = Callable[[Request], Awaitable[Response]]
 _STATUS = {
     "enrol.token": 401,
     "enrol.certificate": 401,
+    "enrol.proof": 401,
+    "enrol.too-late": 403,
     "enrol.revoked": 403,
+    "enrol.pending": 403,
+    "enrol.not-listed": 403,
     "enrol.taken": 409,
     "wire.too-large": 413,
 }
@@ -56,9 +63,13 @@ _STATUS = {
 class DeviceApi:
     """The handlers, over one home."""
 
-    def __init__(self, home: Home, tenant: str, broker: BrokerInfo | None) -> None:
+    def __init__(
+        self, home: Home, tenant: str, broker: BrokerInfo | None, *, recovery_days: float = RECOVERY_DAYS
+    ) -> None:
         """Serve `home`; `broker` is what newly enrolled devices are told."""
         self._home = home
+        self._seal = recovery.NonceSeal(home.path / "ca" / "nonce.key")
+        self._recovery_days = recovery_days
         self._tenant = tenant
         self._broker = broker
 
@@ -67,6 +78,8 @@ class DeviceApi:
         open_routes = [
             Route(Paths.CA, _answering(self._ca)),
             Route(Paths.ENROL, _answering(self._enrol), methods=["POST"]),
+            Route(Paths.RECOVERY_NONCE, _answering(self._recovery_nonce), methods=["POST"]),
+            Route(Paths.RECOVER, _answering(self._recover), methods=["POST"]),
         ]
         device_routes = [
             Route(Paths.PING, _answering(self._ping)),
@@ -88,7 +101,13 @@ class DeviceApi:
     def _enrol_now(self, body: EnrolRequest) -> Response:
         with self._home.database.write() as session:
             device, issued = enrolment.enrol(
-                session, self._home.ca, token=body.token, device=body.device, csr=body.csr, tenant=self._tenant
+                session,
+                self._home.ca,
+                token=body.token,
+                device=body.device,
+                csr=body.csr,
+                tenant=self._tenant,
+                serial=body.serial,
             )
         broker = self._broker
         reply = EnrolReply(
@@ -116,6 +135,22 @@ class DeviceApi:
         device = self._device(request)
         with self._home.database.write() as session:
             issued = enrolment.renew(session, self._home.ca, device=device.id, csr=body.csr)
+        return Response(msgspec.json.encode(RenewReply(chain=issued.chain.decode())), media_type="application/json")
+
+    async def _recovery_nonce(self, request: Request) -> Response:
+        body = await _json_body(request, NonceRequest)
+        nonce = await run_in_threadpool(self._seal.make, body.device[:64])
+        reply = NonceReply(nonce=nonce, expires_seconds=NONCE_SECONDS)
+        return Response(msgspec.json.encode(reply), media_type="application/json")
+
+    async def _recover(self, request: Request) -> Response:
+        body = await _json_body(request, SignedProof)
+        return await run_in_threadpool(self._recover_now, body)
+
+    def _recover_now(self, body: SignedProof) -> Response:
+        with self._home.database.write() as session:
+            device, issued = recovery.recover(session, self._home.ca, self._seal, body, days=self._recovery_days)
+        log.info("%s recovered its certificate", device)
         return Response(msgspec.json.encode(RenewReply(chain=issued.chain.decode())), media_type="application/json")
 
     async def _assignment(self, request: Request) -> Response:
@@ -159,12 +194,34 @@ class DeviceApi:
         peer: Peer | None = request.scope.get("extensions", {}).get(EXTENSION)
         if peer is None:
             raise EnrolError("enrol.certificate", "A client certificate is required.")
+        now = now_ms()
         with self._home.database.read() as session:
             device = enrolment.active_device(session, peer.name)
         if device.spki != peer.spki:
+            device = self._switch_key(device, peer, now)
+        instance = clones.parse_header(request.headers.get(INSTANCE_HEADER, ""))
+        is_new = instance is not None and instance.name != device.instance
+        if is_new or clones.must_note_key(device, now):
+            address = request.client.host if request.client else ""
             with self._home.database.write() as session:
                 device = enrolment.active_device(session, peer.name)
-                enrolment.check_key(session, device, peer.spki)
+                if instance is not None:
+                    clones.heard(session, device, instance, address, now)
+                if clones.must_note_key(device, now):
+                    clones.note_key(session, device, now)
+        return device
+
+    def _switch_key(self, device: Device, peer: Peer, now: int) -> Device:
+        """The device with the key it shows; the refusal of an old one is written down all the same."""
+        with self._home.database.write() as session:
+            device = enrolment.active_device(session, peer.name)
+            old = clones.old_key_shown(session, device, peer.spki, now)
+        if old:
+            message = "The certificate's key was replaced by a renewal."
+            raise EnrolError("enrol.certificate", message, remedy="Enrol anew: the state directory is an old copy.")
+        with self._home.database.write() as session:
+            device = enrolment.active_device(session, peer.name)
+            enrolment.check_key(session, device, peer.spki)
         return device
 
 

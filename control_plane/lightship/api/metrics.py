@@ -15,7 +15,7 @@ from sqlalchemy import Float, cast, func, select
 
 from lightship.home import Home
 from lightship.storage.audit import now_ms
-from lightship.storage.models import Alarm, AuditEvent, DeadLetter, Device, DeviceEpoch, RolloutRow, WindowRow
+from lightship.storage.models import Alarm, AuditEvent, Cut, DeadLetter, Device, DeviceEpoch, RolloutRow, WindowRow
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("lightship_devices_running", "gauge", "Devices that report running a version.", ("model", "version")),
     Metric("lightship_devices_drift", "gauge", "Devices by the level of their last drift verdict.", ("model", "level")),
     Metric("lightship_devices_quarantined", "gauge", "Devices whose sensor is quarantined."),
+    Metric("lightship_devices_cloned", "gauge", "Devices whose identity is in use twice."),
+    Metric("lightship_devices_certificate_expired", "gauge", "Active devices whose certificate has run out."),
+    Metric("lightship_sessions_to_cut", "gauge", "Revoked devices whose MQTT session has not been cut yet."),
     Metric("lightship_rollouts", "gauge", "Rollouts by status.", ("status",)),
     Metric("lightship_alarms_open", "gauge", "Open alarms.", ("kind", "level")),
     Metric("lightship_rows_served", "gauge", "Rows in stored windows.", ("model", "version")),
@@ -61,6 +64,7 @@ def render(home: Home) -> bytes:
 def _fleet(home: Home, gauges: dict[str, Gauge]) -> None:
     with home.database.read() as session:
         devices = list(session.scalars(select(Device)))
+        cuts = session.scalar(select(func.count()).select_from(Cut)) or 0
         statuses = Counter(session.scalars(select(RolloutRow.status)))
         alarms = session.execute(
             select(Alarm.kind, Alarm.level, func.count())
@@ -78,6 +82,10 @@ def _fleet(home: Home, gauges: dict[str, Gauge]) -> None:
     for (model, level), n in Counter((d.running_model, d.drift_level or "unknown") for d in active).items():
         gauges["lightship_devices_drift"].labels(model, level).set(n)
     gauges["lightship_devices_quarantined"].set(sum(d.quarantined for d in devices))
+    gauges["lightship_devices_cloned"].set(sum(d.cloned_at > 0 for d in devices if d.state == "active"))
+    expired = sum(d.cert_not_after < now_ms() for d in devices if d.state == "active")
+    gauges["lightship_devices_certificate_expired"].set(expired)
+    gauges["lightship_sessions_to_cut"].set(cuts)
     for status, n in statuses.items():
         gauges["lightship_rollouts"].labels(status).set(n)
     for kind, level, n in alarms:

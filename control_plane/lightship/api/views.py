@@ -20,8 +20,10 @@ from lightship.storage.models import (
     DeadLetter,
     Device,
     DeviceEpoch,
+    DeviceInstance,
     Exposure,
     ModelVersion,
+    Preauthorisation,
     RetrainProposal,
     RolloutRow,
     Run,
@@ -57,6 +59,9 @@ def device(row: Device) -> Json:
         "onnxruntime": row.onnxruntime,
         "machine": row.machine,
         "certificate_expires": row.cert_not_after,
+        "serial": row.serial,
+        "cloned_at": row.cloned_at,
+        "clone": row.clone if row.cloned_at else {},
     }
 
 
@@ -84,7 +89,43 @@ def device_detail(session: Session, row: Device, steps: int = 20) -> Json:
         "exposures": [exposure(e) for e in spans],
         "windows": window_series(session, row.running_model, row.id).get(row.id, []),
         "reports_lost": int(lost or 0),
+        "instances": instances(session, row.id),
     }
+
+
+def instances(session: Session, device_id: str) -> list[Json]:
+    """The last runs of a device's agent, by what it says itself; `returns`: heard again after the next one was."""
+    query = select(DeviceInstance).where(DeviceInstance.device == device_id).order_by(DeviceInstance.first_seen.desc())
+    return [
+        {
+            "instance": r.instance,
+            "boot": r.boot,
+            "address": r.address,
+            "first_seen": r.first_seen,
+            "last_seen": r.last_seen,
+            "returns": r.returns,
+        }
+        for r in session.scalars(query.limit(20))
+    ]
+
+
+def preauthorisations(session: Session) -> list[Json]:
+    """Devices that are expected, and those that came."""
+    query = select(Preauthorisation).order_by(Preauthorisation.used_at, Preauthorisation.created_at)
+    return [
+        {
+            "id": r.id,
+            "device": r.device or "",
+            "serial": r.serial or "",
+            "key": r.spki or "",
+            "group": r.group,
+            "created_at": r.created_at,
+            "created_by": r.created_by,
+            "used_by": r.used_by,
+            "used_at": r.used_at,
+        }
+        for r in session.scalars(query.limit(10_000))
+    ]
 
 
 def exposure(row: Exposure) -> Json:

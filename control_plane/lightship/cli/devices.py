@@ -26,6 +26,8 @@ def device() -> None:
 @click.option(
     "--ttl", type=click.IntRange(60, 30 * 86_400), default=3_600, show_default=True, help="Seconds it is valid."
 )
+@click.option("--preauthorised", is_flag=True, help="Lets in only devices of `lightship device preauthorise`.")
+@click.option("--approval", is_flag=True, help="Devices wait for `lightship device approve`.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the token to a file (0600) instead of the screen.")
 @json_option
 @with_home
@@ -36,6 +38,8 @@ def token(
     label: tuple[str, ...],
     uses: int,
     ttl: int,
+    preauthorised: bool,
+    approval: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -54,6 +58,8 @@ def token(
             uses=uses,
             ttl_seconds=ttl,
             actor=operator(),
+            preauthorised=preauthorised,
+            approval=approval,
         )
     if out is not None:
         write_durably(out, made.encode(), mode=0o600)
@@ -104,6 +110,13 @@ def show(home: Home, device_id: str, as_json: bool) -> None:
         for e in facts["exposures"]
     ]
     table("Served", ("version", "from", "to", "rows"), spans)
+    if facts["cloned_at"]:
+        say(f"cloned: this identity is in use twice since {stamp(facts['cloned_at'])}: {facts['clone']['why']}.")
+    runs = [
+        (i["instance"], i["boot"], i["address"], stamp(i["first_seen"]), stamp(i["last_seen"]), i["returns"])
+        for i in facts["instances"]
+    ]
+    table("Runs of its agent", ("instance", "boot", "address", "first asked", "last known", "returns"), runs)
     steps = [(stamp(s["at"]), s["rollout"], s["state"], s["code"], s["detail"][:80]) for s in facts["updates"]]
     table("Update steps", ("at", "rollout", "state", "code", "detail"), steps)
     if facts["verdict"]:
@@ -112,6 +125,79 @@ def show(home: Home, device_id: str, as_json: bool) -> None:
             (s["name"], s["psi"], f"{s['psi_low']:.3f} – {s['psi_high']:.3f}", s["p_value"], s["rows"]) for s in worst
         ]
         table(f"Drift: {facts['drift']}", ("stream", "PSI", "95 % interval", "p", "rows"), cells)
+
+
+@device.command()
+@click.option(
+    "--file", "file", type=click.Path(path_type=Path), help="CSV with a header of device, serial, key, group."
+)
+@click.option("--device", "device_id", default="", help="The id of one device.")
+@click.option("--serial", default="", help="The serial of one device.")
+@click.option("--key", default="", help="The digest of its key, from `lightship-agent key`: it needs no token then.")
+@click.option("--group", default="", help="The group it joins; default: that of its token.")
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="A label of these devices; may be repeated.")
+@json_option
+@with_home
+def preauthorise(
+    home: Home,
+    file: Path | None,
+    device_id: str,
+    serial: str,
+    key: str,
+    group: str,
+    label: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """List devices that may enrol, each once: with a token made for listed devices, or for their key alone."""
+    from lightship.fleet import preauthorisation
+
+    one = preauthorisation.Entry(device=device_id, serial=serial, key=key.lower(), group=group)
+    if file is not None:
+        entries = preauthorisation.read_entries(_text(file))
+    else:
+        entries = [preauthorisation.check_entry(one)]
+    labels = dict(text.partition("=")[::2] for text in label)
+    with home.database.write() as session:
+        rows = preauthorisation.add(session, entries, labels=labels, actor=operator())
+        made = [row.id for row in rows]
+    if as_json:
+        emit({"entries": made})
+    else:
+        say(f"{len(made)} expected.")
+
+
+@device.command()
+@click.option("--withdraw", metavar="ENTRY", help="Take an entry back that was not used.")
+@json_option
+@with_home
+def preauthorised(home: Home, withdraw: str | None, as_json: bool) -> None:
+    """Devices that are expected, and those that came."""
+    from lightship.api import views
+    from lightship.fleet import preauthorisation
+
+    if withdraw is not None:
+        with home.database.write() as session:
+            preauthorisation.withdraw(session, withdraw, actor=operator())
+    with home.database.read() as session:
+        rows = views.preauthorisations(session)
+    if as_json:
+        emit(rows)
+        return
+    cells = [(r["id"], r["device"], r["serial"], r["key"][:16], r["group"], r["used_by"]) for r in rows]
+    table("Expected devices", ("entry", "device", "serial", "key", "group", "used by"), cells)
+
+
+@device.command()
+@click.argument("device_id", metavar="DEVICE")
+@json_option
+@with_home
+def approve(home: Home, device_id: str, as_json: bool) -> None:
+    """Let a device in that waits for it."""
+    from lightship.fleet.enrolment import approve as approve_device
+
+    with home.database.write() as session:
+        approve_device(session, device_id, actor=operator())
+    _said(device_id, "active", f"{device_id} is let in.", as_json=as_json)
 
 
 @device.command()
@@ -136,20 +222,51 @@ def retry(home: Home, device_id: str, as_json: bool) -> None:
 @json_option
 @with_home
 def revoke(home: Home, device_id: str, reason: str, as_json: bool) -> None:
-    """Refuse a device from its next request on."""
+    """Refuse a device from its next request on, and cut its MQTT session."""
     from lightship.fleet.enrolment import revoke as revoke_device
 
     with home.database.write() as session:
         revoke_device(session, device_id, actor=operator(), reason=reason)
+    said = (
+        f"{device_id} is revoked: its next request is refused; `lightship up` cuts its MQTT session at its next look."
+    )
+    _said(device_id, "revoked", said, as_json=as_json)
+
+
+@device.command("clear-clone")
+@click.argument("device_id", metavar="DEVICE")
+@click.option("--reason", required=True, help="What was found; it is audited.")
+@json_option
+@with_home
+def clear_clone(home: Home, device_id: str, reason: str, as_json: bool) -> None:
+    """Take away the mark that an identity is in use twice."""
+    from lightship.fleet import clones
+    from lightship.fleet.enrolment import known_device
+
+    with home.database.write() as session:
+        row = known_device(session, device_id)
+        clones.clear(session, row, actor=operator(), reason=reason)
+    _said(device_id, row.state, f"{device_id} is not marked any more.", as_json=as_json)
+
+
+def _said(device_id: str, state: str, words: str, *, as_json: bool) -> None:
     if as_json:
-        emit({"device": device_id, "state": "revoked"})
+        emit({"device": device_id, "state": state})
     else:
-        say(f"{device_id} is revoked.")
+        say(words)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise FleetError("fleet.preauthorisation", f"Can't read {path}: {e}.") from e
 
 
 def _row(d: dict[str, Any]) -> tuple[Any, ...]:
     runs = f"{d['model']}@{d['version']}" if d["model"] else ""
     update = " ".join(t for t in (d["update"]["state"], d["update"]["code"]) if t)
-    notes = [t for t, on in (("quarantined", d["quarantined"]), (d["state"], d["state"] != "active")) if on]
+    marks = (("cloned", d["cloned_at"]), ("quarantined", d["quarantined"]), (d["state"], d["state"] != "active"))
+    notes = [t for t, on in marks if on]
     notes += d["degraded"]
     return d["id"], d["group"], ago(d["last_seen"]), runs, d["drift"], update, notes

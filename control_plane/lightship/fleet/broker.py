@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lightship_agent.contract.codes import LinkError, SettingsError
 from lightship_agent.files import write_durably
 
 from .ca import CertificateAuthority, server_names
+from .certificates import revocation_list
 
 START_SECONDS = 10.0
 
@@ -44,6 +46,13 @@ class RunningBroker:
     info: BrokerInfo
     process: subprocess.Popen[bytes]
 
+    def reload(self) -> None:
+        """Have it read its revocation list again, if it has one."""
+        if self.info.kind == "mosquitto":
+            from lightship.integrations import mosquitto
+
+            mosquitto.reload(self.process)
+
     def stop(self) -> None:
         """End the process."""
         if self.process.stdin is not None:
@@ -56,8 +65,12 @@ class RunningBroker:
             self.process.wait()
 
 
-def start_broker(settings: Settings, folder: Path, ca: CertificateAuthority) -> RunningBroker | None:
+def start_broker(
+    settings: Settings, folder: Path, ca: CertificateAuthority, revoked: Iterable[tuple[str, int]] = ()
+) -> RunningBroker | None:
     """Start the broker the settings ask for; None for `broker = "none"`.
+
+    `revoked` are the certificates that no longer count, by serial and time in milliseconds.
 
     Raises:
         LinkError: link.broker.
@@ -80,7 +93,10 @@ def start_broker(settings: Settings, folder: Path, ca: CertificateAuthority) -> 
             raise LinkError(
                 "link.broker", "mosquitto is not installed.", remedy="Install it, or set broker = embedded."
             )
-        config = mosquitto.configure(folder, host=host, port=port, ca=ca.certificate_pem(), key=key, chain=chain)
+        crl = revocation_list(ca, revoked)
+        config = mosquitto.configure(
+            folder, host=host, port=port, ca=ca.certificate_pem(), key=key, chain=chain, crl=crl
+        )
         process = mosquitto.start(program, config)
         info = BrokerInfo("mosquitto", public, port, "mtls")
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -99,11 +100,25 @@ class CertificateAuthority:
         public = check_request(csr_pem, device)
         return self._issue(public, device, [ExtendedKeyUsageOID.CLIENT_AUTH], DEVICE_LIFE, [_device_uri(device)])
 
-    def issue_client(self, name: str) -> tuple[bytes, bytes]:
+    def issue_client(self, name: str, life: timedelta = SERVER_LIFE) -> tuple[bytes, bytes]:
         """Key and certificate for one of our own programs, e.g. the ingest's MQTT session."""
         key = ec.generate_private_key(ec.SECP256R1())
-        issued = self._issue(key.public_key(), name, [ExtendedKeyUsageOID.CLIENT_AUTH], SERVER_LIFE, [])
+        issued = self._issue(key.public_key(), name, [ExtendedKeyUsageOID.CLIENT_AUTH], life, [])
         return _key_pem(key), issued.chain
+
+    def sign_revocations(self, serials: Mapping[int, datetime], *, now: datetime, next_update: datetime) -> bytes:
+        """The list of these serials and when each was revoked, PEM."""
+        ca, key = self._certificate(), self._key()
+        builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject)
+        builder = builder.last_update(now - BACKDATE).next_update(next_update)
+        # Numbers only grow: milliseconds do, whichever process signs.
+        builder = builder.add_extension(x509.CRLNumber(int(now.timestamp() * 1_000)), critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
+        for serial, at in sorted(serials.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at)
+            builder = builder.add_revoked_certificate(entry.build())
+        return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def issue_server(self, hosts: list[str]) -> tuple[bytes, bytes]:
         """Key and certificate for our servers under these host names and addresses."""

@@ -29,6 +29,7 @@ from lightship.storage.models import Device
 from lightship_agent.contract.codes import LightshipError
 
 from . import director, lease, rollouts
+from .broker_guard import BrokerGuard
 
 log = logging.getLogger(__name__)
 RENEW_SECONDS: Final = 600.0
@@ -50,11 +51,12 @@ def drift_settings(settings: Settings) -> DriftSettings:
 class Reconciler:
     """Ticks in a thread."""
 
-    def __init__(self, home: Home, settings: Settings, poke: Poke) -> None:
-        """Prepare; `start` begins to tick."""
+    def __init__(self, home: Home, settings: Settings, poke: Poke, guard: BrokerGuard | None = None) -> None:
+        """Prepare; `start` begins to tick. `guard` keeps the broker's idea of who may connect up to date."""
         self._home = home
         self._settings = settings
         self._poke = poke
+        self._guard = guard
         self._holder = secrets.token_hex(6)
         self._bundles = BundleCache(home.artifacts)
         policy = PolicySettings(propose=settings.retrain != "off")
@@ -87,7 +89,14 @@ class Reconciler:
         """Do everything once; False while another replica holds the lease."""
         if not self._ours():
             return False
-        steps = (self._renew_metadata, self._watch_models, self._advance_rollouts, self._assign, self._run_retrain)
+        steps = (
+            self._guard_broker,
+            self._renew_metadata,
+            self._watch_models,
+            self._advance_rollouts,
+            self._assign,
+            self._run_retrain,
+        )
         for step in steps:
             self._guarded(step.__name__.strip("_"), step)
             # What took longer than the lease may be another's work by now.
@@ -111,6 +120,10 @@ class Reconciler:
             log.warning("%s: %s: %s", what, e.code, e)
         except Exception:  # whatever it is, the rest must be done
             log.exception("%s failed", what)
+
+    def _guard_broker(self) -> None:
+        if self._guard is not None:
+            self._guard.tick()
 
     def _renew_metadata(self) -> None:
         if self._renewed and time.monotonic() - self._renewed < RENEW_SECONDS:

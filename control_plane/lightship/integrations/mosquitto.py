@@ -1,8 +1,9 @@
 """Integrations: Eclipse mosquitto, started with a configuration we generate.
 
 Rules: TLS with required client certificates; the certificate's name is user name and client id, so nobody can take
-another's session; a device may write only below its own topics and read only its own commands; queues and packets are
-bounded (`max_queued_messages` is never 0: some versions then drop everything).
+another's session; a device may write only below its own topics and read only its own commands; who is on the revocation
+list gets no connection; queues, packets and connections are bounded (`max_queued_messages` is never 0: some versions
+then drop everything).
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from lightship_agent.files import storage_error, write_durably
 
 #: May read and write every topic. The underscore is in no device id, so no device can be enrolled under this name.
 CONTROL_PLANE_USER: Final = "_control-plane"
+#: Beyond it a connection is refused, so that strangers who hold sockets open can't use up the machine.
+MAX_CONNECTIONS: Final = 20_000
+#: What is true of a broker that does not know certificates.
+UNCUT: Final = "its broker knows no certificates: what it sends is thrown away, and its session is not cut"
 _PR_SET_PDEATHSIG: Final = 1
 
 _CONFIG: Final = """\
@@ -30,11 +35,13 @@ _CONFIG: Final = """\
 cafile {folder}/ca.pem
 certfile {folder}/server.pem
 keyfile {folder}/server.key
+crlfile {folder}/ca.crl
 tls_version tlsv1.2
 require_certificate true
 use_identity_as_username true
 use_username_as_clientid true
 allow_anonymous false
+max_connections {connections}
 acl_file {folder}/acl
 max_packet_size 1048576
 max_queued_messages 1000000
@@ -69,8 +76,8 @@ def find() -> str | None:
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
 
 
-def configure(folder: Path, *, host: str, port: int, ca: bytes, key: bytes, chain: bytes) -> Path:
-    """Write configuration, ACL and server identity; the path of the configuration.
+def configure(folder: Path, *, host: str, port: int, ca: bytes, key: bytes, chain: bytes, crl: bytes) -> Path:
+    """Write configuration, ACL, server identity and revocation list; the path of the configuration.
 
     Raises:
         StorageError: storage.full, storage.unwritable.
@@ -82,13 +89,28 @@ def configure(folder: Path, *, host: str, port: int, ca: bytes, key: bytes, chai
     write_durably(folder / "ca.pem", ca)
     write_durably(folder / "server.key", key, mode=0o600)
     write_durably(folder / "server.pem", chain)
+    write_crl(folder, crl)
     write_durably(folder / "acl", _ACL.format(root=ROOT, control_plane=CONTROL_PLANE_USER).encode(), mode=0o600)
     config = folder / "mosquitto.conf"
     # Started by root, mosquitto would change to a user of its own, who can't read these files.
     user = "user root\n" if os.getuid() == 0 else ""
-    text = _CONFIG.format(folder=folder, host=host, port=port, user=user)
+    text = _CONFIG.format(folder=folder, host=host, port=port, user=user, connections=MAX_CONNECTIONS)
     write_durably(config, text.encode(), mode=0o600)
     return config
+
+
+def write_crl(folder: Path, crl: bytes) -> None:
+    """Replace the revocation list; the broker reads it at its start and when it is told to.
+
+    Raises:
+        StorageError: storage.full, storage.unwritable.
+    """
+    write_durably(folder / "ca.crl", crl)
+
+
+def reload(process: subprocess.Popen[bytes]) -> None:
+    """Have the broker read its revocation list again; sessions go on."""
+    process.send_signal(signal.SIGHUP)
 
 
 def start(program: str, config: Path) -> subprocess.Popen[bytes]:

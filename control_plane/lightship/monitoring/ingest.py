@@ -73,6 +73,8 @@ def receive(session: Session, device_id: str, kind: str, payload: bytes, now: in
         now: wall-clock milliseconds of the server.
     """
     device = session.get(Device, device_id)
+    if device is not None and device.state == "pending":
+        return Receipt("enrol.pending")  # it keeps what it reports, and says it again once it is let in
     if device is None or device.state != "active":
         return _bury(session, f"{device_id}/{kind}", payload, now, WireError("wire.malformed", "Not an active device."))
     gap = None

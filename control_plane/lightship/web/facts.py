@@ -113,7 +113,7 @@ def severity(device: Json, now: int) -> int:
     """How much a device needs attention: 0 not at all."""
     if device["state"] != "active":
         return -1
-    points = 4 if device["update"]["state"] in _FAILED else 0
+    points = 4 if device["update"]["state"] in _FAILED or device["cloned_at"] else 0
     points += {"critical": 4, "warning": 2}.get(device["drift"], 0)
     points += 1 if device["quarantined"] else 0
     points += 2 if not device["online"] else 0
@@ -432,6 +432,9 @@ def _of_devices(found: list[Json], now: int) -> list[Attention]:
         if d["update"]["state"] in _FAILED:
             sentence = f"{d['id']} did not take its update: {d['update']['code']} {d['update']['detail']}".strip()
             out.append(Attention(d["update"]["state"], sentence, href, "device", d["id"]))
+        if d["cloned_at"]:
+            sentence = f"The identity of {d['id']} is in use twice: {d['clone']['why']}."
+            out.append(Attention("cloned", sentence, href, "device", d["id"]))
         if not d["online"]:
             sentence = f"{d['id']} was last heard {words.ago(d['last_seen'], now)}."
             out.append(Attention("silent", sentence, href, "device", d["id"]))

@@ -22,7 +22,7 @@ _TONES: Final = {
     "busy": "running pending fetching trying soaking swapped reaching rolling-back registered challenger",
     "wait": "waiting proposed idle",
     "warn": "warning timed-out inconclusive quarantined forced silent dismissed rolled-back local",
-    "bad": "critical still-serving failed refused fail revoked aborted exposed fleet broken",
+    "bad": "critical still-serving failed refused fail revoked aborted exposed fleet broken cloned",
     "hold": "paused",
     "off": "offline",
 }

@@ -18,7 +18,7 @@ from lightship_agent.app import Agent
 from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.codes import BundleError, LightshipError, StorageError
 from lightship_agent.contract.messages import Heartbeat
-from lightship_agent.link import enrol
+from lightship_agent.link import renewal
 from lightship_agent.settings import load_settings
 
 Start = Callable[..., Agent]
@@ -184,7 +184,7 @@ def test_a_certificate_past_two_thirds_of_its_life_is_renewed_while_the_agent_ru
     until(lambda: agent._outbox.acked >= 1)
     before = agent._identity.certificate().serial_number
     answers = itertools.chain([True], itertools.repeat(False))
-    monkeypatch.setattr(enrol, "renewal_due", lambda *_: next(answers))
+    monkeypatch.setattr(renewal, "renewal_due", lambda *_: next(answers))
 
     until(lambda: agent._identity.certificate().serial_number != before)
     acked = agent._outbox.acked
@@ -200,13 +200,13 @@ def test_a_renewal_that_fails_stops_neither_reports_nor_the_agent(
     field: Field, make_agent: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field.fault("/v1/renew", status=500)
-    monkeypatch.setattr(enrol, "renewal_due", lambda *_: True)
+    monkeypatch.setattr(renewal, "renewal_due", lambda *_: True)
     agent = make_agent(start=True)
 
     until(lambda: agent._outbox.acked >= 3)
 
     with pytest.raises(LightshipError):
-        agent._renew_certificate()
+        agent._certificate._fetch(due=True, expired=False)
 
 
 # systemd --------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from tests.agent.link.field import Field
 
 from lightship_agent.contract.codes import EnrolError, LinkError, StorageError
-from lightship_agent.link import enrol, identity
+from lightship_agent.link import identity, renewal
 from lightship_agent.link.client import ControlPlane
 
 
@@ -70,15 +70,35 @@ def test_a_renewed_pair_replaces_the_old_one_and_is_used_at_once(field: Field) -
     assert control.reachable()
     before, old = files_of(found.folder), found.certificate()
 
-    enrol.renew(found, control)
+    renewal.renew(found, control)
     control.reopen()
 
     after = files_of(found.folder)
     assert found.certificate().serial_number != old.serial_number
     assert {n for n in before if before[n] != after[n]} == {"key.pem", "cert.pem"}
     assert {stat.S_IMODE(p.stat().st_mode) for p in found.folder.iterdir()} == {0o600}
-    assert sorted(p.name for p in found.folder.parent.iterdir()) == ["identity"]
+    assert sorted(p.name for p in found.folder.parent.iterdir()) == ["identity", "identity.old"]
     assert control.reachable()
+    assert sorted(p.name for p in found.folder.parent.iterdir()) == ["identity"]  # the new pair was accepted
+    assert control.reachable()
+    control.close()
+
+
+def test_a_new_pair_that_the_control_plane_does_not_know_is_taken_back(field: Field) -> None:
+    from lightship.storage.models import Device as Row
+
+    found = field.enrolled()
+    control = ControlPlane(found)
+    before = files_of(found.folder)
+    renewal.renew(found, control)
+    with field.home.database.write() as session:
+        session.get_one(Row, "press-1").spki_next = ""  # as after a backup of yesterday was restored
+    control.reopen()
+
+    assert not control.reachable()
+
+    assert files_of(found.folder) == before
+    assert sorted(p.name for p in found.folder.parent.iterdir()) == ["identity"]
     assert control.reachable()
     control.close()
 
@@ -90,11 +110,11 @@ def test_a_renewal_whose_answer_got_lost_locks_nobody_out(field: Field) -> None:
     field.fault("/v1/renew", times=1, cut_after=5)
 
     with pytest.raises(LinkError):
-        enrol.renew(found, control)
+        renewal.renew(found, control)
 
     assert files_of(found.folder) == before
     assert control.reachable()
-    enrol.renew(found, control)
+    renewal.renew(found, control)
     control.reopen()
     assert control.reachable()
     control.close()
@@ -108,7 +128,7 @@ def test_an_answer_that_is_no_renewal_changes_nothing(field: Field, body: bytes)
     field.fault("/v1/renew", status=200, body=body)
 
     with pytest.raises(LinkError) as refused:
-        enrol.renew(found, control)
+        renewal.renew(found, control)
 
     assert refused.value.code == "link.status"
     assert files_of(found.folder) == before
@@ -125,7 +145,7 @@ def test_a_certificate_that_is_not_ours_is_not_kept(field: Field, body: bytes | 
     field.fault("/v1/renew", status=200, body=body if body is not None else f'{{"chain": "{other}"}}'.encode())
 
     with pytest.raises(EnrolError) as refused:
-        enrol.renew(found, control)
+        renewal.renew(found, control)
 
     assert refused.value.code == "enrol.certificate"
     assert files_of(found.folder) == before
@@ -142,16 +162,26 @@ def test_a_revoked_device_is_not_renewed(field: Field) -> None:
         enrolment.revoke(session, "press-1", actor="test", reason="stolen")
 
     with pytest.raises(EnrolError) as refused:
-        enrol.renew(found, control)
+        renewal.renew(found, control)
 
     assert refused.value.code == "enrol.revoked"
     control.close()
 
 
 def test_renewal_is_due_after_two_thirds_of_a_life() -> None:
-    assert not enrol.renewal_due(0.0, 9.0, 5.9)
-    assert enrol.renewal_due(0.0, 9.0, 6.0)
-    assert enrol.renewal_due(0.0, 9.0, 100.0)
+    assert not renewal.renewal_due(0.0, 9.0, 5.9)
+    assert renewal.renewal_due(0.0, 9.0, 6.0)
+    assert renewal.renewal_due(0.0, 9.0, 100.0)
+
+
+def test_certificates_of_one_hour_are_not_renewed_in_one_hour(field: Field) -> None:
+    shares = [renewal.share_of(field.enrolled(f"press-{n}").certificate()) for n in range(8)]
+
+    assert all(0 <= share < 1 for share in shares)
+    assert len(set(shares)) == 8
+    due = 100.0 * (2 / 3 + renewal.JITTER * 0.5)
+    assert not renewal.renewal_due(0.0, 100.0, due - 0.1, 0.5)
+    assert renewal.renewal_due(0.0, 100.0, due + 0.1, 0.5)
 
 
 # Cuts -----------------------------------------------------------------------------------------------------------------
@@ -205,9 +235,10 @@ def test_a_switch_that_is_cut_ends_with_one_whole_pair(
     survivor = identity.load_identity(state)
     survivor.tls_context()  # key and certificate are of one pair
     assert (survivor.certificate().public_key() == key.public_key()) == renewed
-    assert sorted(p.name for p in state.iterdir()) == ["identity"]
+    assert survivor.unconfirmed == renewed
     control = ControlPlane(survivor)
     assert control.reachable()
+    assert sorted(p.name for p in state.iterdir()) == ["identity"]
     control.close()
 
 
@@ -242,7 +273,7 @@ def test_a_full_disk_in_a_switch_keeps_the_old_pair(field: Field, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(StorageError):
-            enrol.renew(found, control)
+            renewal.renew(found, control)
 
     assert files_of(found.folder) == before
     assert sorted(p.name for p in found.folder.parent.iterdir()) == ["identity"]

@@ -243,12 +243,12 @@ def test_a_session_outlives_a_connection_so_a_poke_in_between_is_not_lost(sessio
 
 @mosquitto_only
 def test_a_renewed_certificate_is_shown_at_the_next_connection(session: Session) -> None:
-    from lightship_agent.link import enrol
+    from lightship_agent.link import renewal
     from lightship_agent.link.client import ControlPlane
 
     link = session.link()
     control = ControlPlane(link._identity)
-    enrol.renew(link._identity, control)
+    renewal.renew(link._identity, control)
     control.close()
     cut(link)
 

@@ -88,7 +88,7 @@ def test_all_that_is_wrong_with_a_token_sounds_the_same_to_a_stranger(home: Home
     assert devices(home) == {}
 
 
-@pytest.mark.parametrize("token", ["", "a.b", "a.b.c", "..", "x" * 5_000])
+@pytest.mark.parametrize("token", ["a.b", "a.b.c", "..", "x" * 5_000])
 def test_what_is_no_token_is_refused(home: Home, token: str) -> None:
     with pytest.raises(EnrolError, match="three parts"):
         enrol(home, token, "pump-1")
