@@ -23,11 +23,13 @@ from lightship_agent.link.identity import load_identity
 
 from .check import CheckReply, CheckRequest, FileSource, check_in_child
 from .clock import DeviceClock
-from .machine import UpdateState
+from .machine import Penalty, UpdateState
 from .media import OPENER, envelope_for, spool
 
 #: An agent that runs has taken a file long before.
 _TAKEN: Final = 20.0  # seconds
+#: By then an objection is about this file, and not what is left of an earlier look at the server.
+_OBJECTED: Final = 5.0  # seconds
 _LOOK: Final = 0.2  # seconds between two looks
 #: What whoever stands before the device can do about what the check says of the file.
 _REMEDIES: Final = {
@@ -108,26 +110,42 @@ def follow(
 
     Raises:
         LightshipError: with the code that the agent gives, where the device stays with what it had.
-        MediaError: media.waiting after `timeout` seconds.
+        MediaError: media.waiting after `timeout` seconds, or at once while somebody on site objects.
     """
     if imported.waits_at is None:
         return "applied"
-    began, said, taken = time.monotonic(), "", False
+    wanted = imported.assignment
+    began, said, before, taken = time.monotonic(), "", read_state(state_dir), False
     while imported.waits_at.exists():
         state = read_state(state_dir)
-        taken = taken or state.phase != "idle" or _waiting(state)
+        taken = taken or state.phase != "idle"
         words = _WORDS.get(state.phase, state.phase)
         if words != said:
             progress(words)
             said = words
         spent = time.monotonic() - began
+        objection = state.waiting.reason if state.waiting and state.waiting.sha256 == wanted.sha256 else ""
+        if spent > timeout or (objection and state.phase == "idle" and spent > _OBJECTED):
+            message = f"The agent has not settled the file yet: {objection or words}."
+            raise MediaError("media.waiting", message, remedy="It goes on by itself; see `lightship-agent status`.")
         if not taken and spent > _TAKEN:
             return "untaken"
-        if spent > timeout:
-            message = f"The agent has not settled the file within {timeout:g} s: {words}."
-            raise MediaError("media.waiting", message, remedy="It goes on by itself; see `lightship-agent status`.")
         time.sleep(_LOOK)
-    return _outcome(imported.assignment, read_state(state_dir))
+    after = read_state(state_dir)
+    if after.current is not None and after.current.sha256 == wanted.sha256:
+        return "applied"
+    raise _refusal(wanted, before, after, taken=taken)
+
+
+def _refusal(wanted: Assignment, before: UpdateState, after: UpdateState, *, taken: bool) -> LightshipError:
+    """Why the agent has not applied it, as far as its state tells."""
+    penalty = after.penalties.get(wanted.sha256, Penalty())
+    code = after.last_code if taken or after.last_code != before.last_code else ""
+    if penalty.until > time.time() and not code:
+        code = "update.penalty"
+    message = f"{wanted.model}@{wanted.version} was not applied ({code or 'the agent refused it'})."
+    remedy = "What served before serves on; the agent's log says more."
+    return error_of(code or "update.interrupted", message, remedy=remedy)
 
 
 def read_state(state_dir: Path) -> UpdateState:
@@ -136,19 +154,6 @@ def read_state(state_dir: Path) -> UpdateState:
         return msgspec.json.decode((state_dir / "update.json").read_bytes(), type=UpdateState)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return UpdateState()
-
-
-def _waiting(state: UpdateState) -> bool:
-    """Whether the agent has seen a bundle, and waits for its moment."""
-    return getattr(state, "waiting", None) is not None
-
-
-def _outcome(wanted: Assignment, state: UpdateState) -> str:
-    if state.current is not None and state.current.sha256 == wanted.sha256:
-        return "applied"
-    message = f"{wanted.model}@{wanted.version} was not applied ({state.last_code or 'no reason is known'})."
-    remedy = "What served before serves on; the agent's log says more."
-    raise error_of(state.last_code or "update.interrupted", message, remedy=remedy)
 
 
 def _check_user(state_dir: Path) -> None:

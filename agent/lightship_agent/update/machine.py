@@ -12,7 +12,7 @@ Rules:
 * an assignment below the accepted `seq` never gets here (contract.assignment checks it), but equal ones do:
   the same assignment again is no news, unless its candidate failed and its penalty is over;
 * three failures of one digest, or five of any within 180 s, put it in the penalty box for 24 h;
-* link errors, a graceful stop, a newer assignment and "not now" are not the bundle's fault: they end the attempt
+* link errors, a damaged stick, a graceful stop, a newer assignment and "not now" are not the bundle's fault: they end the attempt
   without a penalty; a cut while trying or soaking might be, so it counts;
 * "not now" is reported once, and not at every look that finds it still so;
 * what was carried here by hand is not asked to reach a server;
@@ -274,7 +274,7 @@ def _failed(state: UpdateState, code: str, detail: str, now: float, *, blame: bo
 
 def blameless(code: str) -> bool:
     """Whether a failure says nothing about the bundle."""
-    return code.startswith("link.") or code in _BLAMELESS
+    return code.startswith(("link.", "media.")) or code in _BLAMELESS
 
 
 def _went_back(state: UpdateState, reason: str, now: float) -> Result:

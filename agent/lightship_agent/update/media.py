@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,18 +40,19 @@ from lightship_agent.fail_points import fail_point
 from lightship_agent.files import storage_error, sweep, sync_folder
 
 from .released import ReleasedFile
+from .store import RESERVE
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tuf.ngclient.fetcher import FetcherInterface
 
+log = logging.getLogger(__name__)
+
 #: What `check.FileSource` opens these files with.
 OPENER: Final = "lightship_agent.update.media:open_fetcher"
 FOLDER: Final = "import"
 SUFFIX: Final = ".media"
-#: Bytes that stay free on the disk, for the state, the outbox and everybody else.
-_RESERVE: Final = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,28 @@ def spool(
         return target
 
 
+def prepare(state_dir: Path) -> None:
+    """Make the folder, so that it is ours, and remove what a killed import left in it."""
+    folder = state_dir / FOLDER
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        sweep(folder)
+    except OSError as e:  # without it nothing can be imported; the rest goes on
+        log.warning("media: %s", e)
+
+
+def settled(path: Path) -> None:
+    """Nothing more is to be done with a file that waited.
+
+    Raises:
+        StorageError: storage.unwritable.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise storage_error(e, path) from e
+
+
 def spooled(state_dir: Path) -> list[Path]:
     """The files that wait, in the order they are to be taken."""
     try:
@@ -267,8 +291,8 @@ def _transport(media: Media, file: ReleasedFile) -> Entry:
 def _check_room(folder: Path, needed: int) -> None:
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
-    if free < needed + _RESERVE:
-        message = f"{folder}: expected {needed} bytes free and {_RESERVE} in reserve, found {free}."
+    if free < needed + RESERVE:
+        message = f"{folder}: expected {needed} bytes free and {RESERVE} in reserve, found {free}."
         raise StorageError("storage.full", message, remedy="Free space and try again.")
 
 

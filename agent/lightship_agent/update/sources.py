@@ -40,3 +40,22 @@ class ServerFiles:
 
         url = f"{self.plane.server}{Paths.TARGETS}{file.url_path}"
         return download(self.plane.http, url, part, file.length, pause=self.pause, rate=self.rate, stopped=self.stopped)
+
+
+@dataclass(frozen=True)
+class MediaFiles:
+    """The released files in a file that was carried here."""
+
+    path: Path
+
+    def read(self, file: ReleasedFile, part: Path) -> bytes:  # noqa: ARG002 - nothing is gone on with: all is here
+        """The file's bytes.
+
+        Raises:
+            MediaError: media.*.
+            TrustError: trust.digest where its length is not the released one.
+        """
+        from .media import open_transport
+
+        with open_transport(self.path, file) as f:
+            return f.read()

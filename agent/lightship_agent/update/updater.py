@@ -4,8 +4,10 @@ Rules:
 * one thread; state is made durable before its actions run; every error becomes an event with a code;
 * a step forward that can't be made durable is not taken; a step back is, for the disk then still holds a state from
   which a restart leads back too;
-* what is wanted comes from the control plane, and is verified in a process of its own (update.check), or from somebody
-  at the device (update.orders);
+* what is wanted comes from the control plane, or from a file that was carried here (update.media), and is verified in a
+  process of its own (update.check), or from somebody at the device (update.orders);
+* a carried file is kept while somebody on site objects, and while this program fails for reasons of its own; once it is
+  applied, refused or failed it goes;
 * what is settled is not asked for again, but once a day the whole of it is verified anew, so that signed metadata that
   nobody renews is noticed before it matters;
 * fail points (`LIGHTSHIP_FAIL_POINT=<name>`) kill this process at a named instruction, for the crash tests;
@@ -22,7 +24,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightship_agent.contract.codes import EnrolError, LightshipError, LinkError, StorageError, UpdateError
+from lightship_agent.contract.codes import (
+    EnrolError,
+    LightshipError,
+    LinkError,
+    MediaError,
+    StorageError,
+    TrustError,
+    UpdateError,
+)
 from lightship_agent.contract.device_api import Paths
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.fail_points import fail_point
@@ -32,13 +42,13 @@ from lightship_agent.link.identity import Identity
 from lightship_agent.runtime.memory import trim_memory
 
 from . import machine as m
-from . import orders
-from .check import CheckReply, CheckRequest, ServerSource, check_in_child
+from . import media, orders
+from .check import CheckReply, CheckRequest, FileSource, ServerSource, check_in_child
 from .clock import DeviceClock, date_of
 from .fetch import Ways
 from .gate import DeferredError, Gate, Kind, Rules
 from .rate import TokenBucket
-from .sources import ServerFiles
+from .sources import MediaFiles, ServerFiles
 from .steps import Delivery, Host, Steps, Timing
 from .store import BundleStore, StateFile
 
@@ -105,6 +115,7 @@ class Updater:
         self._etag = ""  # of the last envelope that is settled,
         self._etag_until = 0.0  # and until when it is, in Unix seconds
         self._deferral: _Deferral | None = None
+        self._held: frozenset[str] = frozenset()  # names of carried files that were looked at and wait for their moment
         self._asked_at = 0.0  # monotonic seconds of the last question whether a transfer is still wanted
         self._stop = threading.Event()
         self._poke = threading.Event()
@@ -115,6 +126,7 @@ class Updater:
         self.reached_at = 0.0  # Unix seconds of the last answer of the control plane
         self.metadata_expires: dict[str, int] = {}  # Unix seconds by role, as of the last check
         orders.prepare(state_dir)
+        media.prepare(state_dir)
 
     # From outside ---------------------------------------------------------------------------------------------------
 
@@ -148,13 +160,13 @@ class Updater:
         return sum(p.until > now for p in self.state.penalties.values())
 
     def notice(self) -> None:
-        """Look now if somebody at the device left something for us. Costs one look at a folder."""
-        if orders.anything(self._dir):
+        """Look now if somebody at the device left something for us. Costs one look at each of two folders."""
+        if orders.anything(self._dir) or any(p.name not in self._held for p in media.spooled(self._dir)):
             self._poke.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for look in (self._look_at_orders, self._look):
+            for look in (self._look_at_orders, self._look_at_media, self._look):
                 try:
                     look()
                 except LightshipError as e:
@@ -188,6 +200,31 @@ class Updater:
             self._etag_until = 0.0
             orders.done(order)
 
+    def _look_at_media(self) -> None:
+        held = set()
+        for path in media.spooled(self._dir):
+            if self._stop.is_set() or not self._settles(path):
+                held.add(path.name)
+        self._held = frozenset(held)
+
+    def _settles(self, path: Path) -> bool:
+        """Bring this device to what a carried file says; whether that is settled, one way or the other."""
+        try:
+            source = FileSource(path=str(path.resolve()), opener=media.OPENER)
+            reply = self._verified(media.envelope_for(path, self._identity.device), source)
+            target = m.Target.of(reply.assignment, offline=True)
+            self._take(reply, target, Delivery(MediaFiles(path), self._ways(reply), gated=False))
+        except (TrustError, MediaError) as e:
+            log.warning("media: %s is refused: %s: %s", path.name, e.code, e)
+        except LightshipError as e:  # of our own: no room, another check under way, a process that can't be started
+            self._standstill(e)
+            return False
+        # Held by whoever objects, or by a stop that came between: then it is looked at again.
+        if self._deferral is not None or self._stop.is_set():
+            return False
+        media.settled(path)
+        return True
+
     def _look(self) -> None:
         desired = self._plane.desired(self._etag if self.clock.now() < self._etag_until and not self._freed() else "")
         self.reached_at = time.time()
@@ -205,7 +242,7 @@ class Updater:
         # Only what is settled need not be sent again: a failed try comes back with the next look.
         self._etag, self._etag_until = etag, self._settled_until(reply.assignment.sha256)
 
-    def _verified(self, envelope: bytes, source: ServerSource) -> CheckReply:
+    def _verified(self, envelope: bytes, source: ServerSource | FileSource) -> CheckReply:
         current = self.state.current
         request = CheckRequest(
             state_dir=str(self._dir.resolve()),
