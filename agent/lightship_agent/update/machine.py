@@ -12,8 +12,8 @@ Rules:
 * an assignment below the accepted `seq` never gets here (contract.assignment checks it), but equal ones do:
   the same assignment again is no news, unless its candidate failed and its penalty is over;
 * three failures of one digest, or five of any within 180 s, put it in the penalty box for 24 h;
-* link errors, a damaged stick, a graceful stop, a newer assignment and "not now" are not the bundle's fault: they end the attempt
-  without a penalty; a cut while trying or soaking might be, so it counts;
+* link errors, a damaged stick, a graceful stop, a newer assignment and "not now" are not the bundle's fault: they end
+  the attempt without a penalty; a cut while trying or soaking might be, so it counts;
 * "not now" is reported once, and not at every look that finds it still so;
 * what was carried here by hand is not asked to reach a server;
 * who stands before the device may go back to the version before; the one he left then waits a day, whoever assigns it,

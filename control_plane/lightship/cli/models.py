@@ -234,14 +234,17 @@ def release() -> None:
 
 @release.command()
 @click.argument("reference")
+@click.option(
+    "--deltas/--no-deltas", default=True, show_default=True, help="Make patches from what devices run, where they pay."
+)
 @json_option
 @with_home
-def publish(home: Home, reference: str, as_json: bool) -> None:
+def publish(home: Home, reference: str, deltas: bool, as_json: bool) -> None:
     """Sign a version's bundle and publish it in the release repository."""
     from lightship.api import views
     from lightship.registry.release import release as release_version
 
-    row = release_version(home, reference, actor=operator())
+    row = release_version(home, reference, actor=operator(), deltas=deltas, progress=lambda text: say(f"  {text} …"))
     with home.database.read() as session:
         _show_version(views.model_version(session, row), as_json=as_json)
 

@@ -35,6 +35,7 @@ from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.files import storage_error, sweep, sync_folder, write_durably
 
 from .changes import Documents, RoleKeys, check, first_documents
+from .deltas import stale_patches
 from .keys import ROLES, KeyFolder
 from .metadata import LIFE, RELEASES, MetadataFiles, Signed, expiry
 from .signing import sign_with, verifies
@@ -170,13 +171,20 @@ class ReleaseRepository:
         self.change(documents)
 
     def publish(
-        self, path: str, bundle: bytes, *, extra: Mapping[str, bytes] = _NO_TARGETS, signers: Sequence[Signer] = ()
+        self,
+        path: str,
+        bundle: bytes,
+        *,
+        packed: bytes | None = None,
+        extra: Mapping[str, bytes] = _NO_TARGETS,
+        signers: Sequence[Signer] = (),
     ) -> Released:
-        """Release the bundle at `path`; the same bytes again are no change.
+        """Release the bundle at `path`; the same bytes again are no change. Patches to old versions are de-listed.
 
         Args:
             path: of the bundle.
             bundle: its uncompressed bytes.
+            packed: the same as it travels, where the caller has made that already.
             extra: further targets that go with it in the same commit, by path; e.g. deltas.
             signers: keys of the releases role that are not in the home.
 
@@ -186,7 +194,11 @@ class ReleaseRepository:
         """
         with self._lock():
             releases = self._files.releases()
-            if self._add(releases, {path: bundle}, extra):
+            transports = {} if packed is None else {path: packed}
+            if self._add(releases, {path: bundle}, extra, transports):
+                listed = {p: target.hashes["sha256"] for p, target in releases.signed.targets.items()}
+                for stale in stale_patches(listed, path.split("/")[1]):
+                    del releases.signed.targets[stale]
                 self._commit(releases, signers)
             return self._released(path, releases.signed)
 
@@ -299,8 +311,14 @@ class ReleaseRepository:
     def _past_half(self, role: str, now: datetime) -> bool:
         return self._files.expires(role) - now < LIFE[role] / 2
 
-    def _add(self, releases: Metadata[Targets], bundles: Mapping[str, bytes], extra: Mapping[str, bytes]) -> bool:
-        """Store and list what is not listed yet; whether anything was."""
+    def _add(
+        self,
+        releases: Metadata[Targets],
+        bundles: Mapping[str, bytes],
+        extra: Mapping[str, bytes],
+        transports: Mapping[str, bytes] = _NO_TARGETS,
+    ) -> bool:
+        """Store and list what is not listed yet; whether anything was. `transports` are bundles packed already."""
         listed = releases.signed.targets
         wanted = {**bundles, **extra}
         for path, data in wanted.items():
@@ -311,7 +329,7 @@ class ReleaseRepository:
             stored = {path: data}
             if path in bundles:
                 # A bundle is listed as itself, and travels packed.
-                stored = {path + TRANSPORT_SUFFIX: pack_transport(data)}
+                stored = {path + TRANSPORT_SUFFIX: transports.get(path) or pack_transport(data)}
                 listed[path] = TargetFile.from_data(path, data, ["sha256"])
             for name, packed in stored.items():
                 self._store_target(name, packed)
