@@ -145,6 +145,12 @@ def test_vendors_are_known_only_to_the_room_for_them() -> None:
     assert all(within(m, ("lightship.integrations",)) for m in knowing), knowing
 
 
+def test_onnxruntime_is_loaded_in_one_place_where_it_is_told_not_to_report() -> None:
+    loading = [m for m in modules() if "onnxruntime" in roots(m)]
+
+    assert loading == ["lightship_agent.runtime.ort"]
+
+
 def test_there_is_no_utils_module() -> None:
     forbidden = {"utils", "util", "helpers", "misc", "common"}
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import onnxruntime
 
 from . import __version__
 from .contract.bundle import Bundle
@@ -38,6 +37,7 @@ from .monitor.monitor import Monitor
 from .runtime.compat import check_compatible
 from .runtime.memory import trim_memory
 from .runtime.model import LoadedModel, load_model
+from .runtime.ort import onnxruntime
 from .serving.dataplane import DataPlane
 from .serving.http import create_app
 from .serving.metrics import Sample, health_samples, plane_samples, render

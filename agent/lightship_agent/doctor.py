@@ -45,7 +45,8 @@ def _try(name: str, check: Callable[[Settings], str], settings: Settings) -> Fin
 
 def _runtime(_settings: Settings) -> str:
     import numpy as np
-    import onnxruntime
+
+    from .runtime.ort import onnxruntime
 
     return f"onnxruntime {onnxruntime.__version__}, numpy {np.__version__}"
 

@@ -20,7 +20,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import BundleError, ServingError, UpdateError
@@ -28,6 +27,7 @@ from lightship_agent.contract.profile import ReferenceProfile
 from lightship_agent.contract.schema import FeatureSchema, Outputs
 
 from .graph import check_graph
+from .ort import onnxruntime
 
 _WARM_UP_RUNS: Final = 5
 _FATAL_ONLY: Final = 4  # onnxruntime's log level: we report its exceptions, it need not write to stderr as well

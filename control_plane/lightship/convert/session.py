@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from lightship_agent.contract.codes import ConvertError
 from lightship_agent.contract.schema import Outputs
+from lightship_agent.runtime.ort import onnxruntime
 
 _FATAL_ONLY: Final = 4  # onnxruntime's log level: its exceptions are reported, stderr need not say it again
 
