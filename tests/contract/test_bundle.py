@@ -120,6 +120,17 @@ def test_a_header_overwritten_by_noise_is_refused(noise: bytes, at: int) -> None
     assert read.digest != sha256_hex(ARCHIVE)
 
 
+@pytest.mark.parametrize(
+    ("foreign", "says"),
+    [(b"GIF89a" + bytes(2_000), "ustar archive"), (b"\x28\xb5\x2f\xfd" + bytes(2_000), "zstd -d")],
+)
+def test_what_is_no_bundle_at_all_is_told_what_one_is(foreign: bytes, says: str) -> None:
+    found = refusal(foreign)
+
+    assert found.code == "bundle.malformed"
+    assert says in str(found)
+
+
 # Foreign archives ---------------------------------------------------------------------------------------------------
 
 

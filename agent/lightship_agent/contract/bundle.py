@@ -41,6 +41,7 @@ MEMBERS: Final[dict[str, int]] = {
     CARD: 256 * 1024,
 }
 _REQUIRED: Final = (MANIFEST, MODEL, PROFILE, GOLDEN)
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"  # how a bundle begins while it travels
 MAX_BUNDLE: Final = sum(MEMBERS.values()) + 2 * BLOCK * (len(MEMBERS) + 1)
 
 
@@ -205,6 +206,11 @@ def _read_archive(data: bytes) -> dict[str, bytes]:
 
 
 def _claims(block: bytes) -> tuple[str, int]:
+    if block.startswith(_ZSTD):
+        message = "The bundle is compressed, as it travels."
+        raise BundleError("bundle.malformed", message, remedy="Decompress it first, e.g. with `zstd -d`.")
+    if block[257:262] != b"ustar":
+        raise BundleError("bundle.malformed", "Expected a bundle, which is a ustar archive; these bytes are none.")
     name, length = claimed_name(block), claimed_length(block)
     if name not in MEMBERS:
         raise BundleError("bundle.malformed", f"{name[:60]!r} is not a bundle member.")

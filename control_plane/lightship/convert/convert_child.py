@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import warnings
@@ -24,6 +25,9 @@ INPUT: Final = "input.bin"
 MODEL: Final = "model.onnx"
 RESULT: Final = "result.json"
 ERROR: Final = "error.json"
+#: How the converter names what it does not know, in twelve lines of advice for its own developers.
+_CLASS: Final = re.compile(r"<class '([\w.]+)'>")
+_OTHER_WAYS: Final = "Choose another estimator, or make the ONNX file yourself and bring it: `lightship model import`."
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +154,7 @@ def _to_onnx(estimator: Any, schema: FeatureSchema, task: str) -> Any:
     """Convert with the first set of options that this kind of model knows."""
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType
+    from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
     from .inspection import ML_DOMAIN, OWN_ML_OPSET, OWN_OPSET
     from .walk import final_estimator
@@ -172,6 +177,10 @@ def _to_onnx(estimator: Any, schema: FeatureSchema, task: str) -> Any:
             )
         except NameError as e:  # how the converter says that it does not know an option
             unknown = e
+        except (MissingShapeCalculator, MissingConverter) as e:
+            kind = _CLASS.search(str(e))
+            message = f"skl2onnx has no converter for {kind[1] if kind else type(final).__name__}."
+            raise ConvertError("convert.failed", message, remedy=_OTHER_WAYS) from e
     raise ConvertError("convert.failed", f"The converter knows no usable options: {unknown}.")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
@@ -300,6 +301,15 @@ def test_processor_time_is_limited_even_where_the_wall_clock_is_generous(monkeyp
     with pytest.raises(ConvertError) as caught:
         convert(fresh(data, Spinner()), data.schema, data.labels, data.task, seconds=3)
     assert caught.value.code == "convert.timeout"
+
+
+def test_a_model_without_a_converter_is_named_in_one_line_that_says_what_else_to_do() -> None:
+    data = dataset("wine")
+    with pytest.raises(ConvertError) as caught:
+        convert(fresh(data, make_pipeline(StandardScaler(), DummyClassifier())), data.schema, data.labels, data.task)
+    assert caught.value.code == "convert.failed"
+    assert caught.value.message == "skl2onnx has no converter for sklearn.dummy.DummyClassifier."
+    assert "lightship model import" in caught.value.remedy
 
 
 def test_what_can_not_be_pickled_is_refused_in_words() -> None:
