@@ -144,11 +144,28 @@ def device(session: Session, row: Device) -> Json:
     return {
         "device": detail,
         "verdict": detail["verdict"] or {},
+        "findings": findings((detail["verdict"] or {}).get("alarms") or []),
         "windows": recent_windows(session, devices=[row.id]).get(row.id, []),
         "exposures": detail["exposures"][-MAX_EXPOSURES:],
         "alarms": [a for a in views.alarms(session) if a["device"] == row.id][:20],
         "rolled_back": rolled_back(session),
     }
+
+
+def findings(alarms: list[Json]) -> list[Json]:
+    """A verdict's alarms with the lengths of window in which a feature shows the same joined; the confirmed first."""
+    joined: dict[tuple[str, str, bool], Json] = {}
+    for a in alarms:
+        key = (str(a.get("name", "")), str(a.get("kind", "")), bool(a.get("confirmed")))
+        found = joined.setdefault(key, {"name": key[0], "kind": key[1], "confirmed": key[2], "spans": [], "first": []})
+        found["spans"].append(int(a.get("level_windows", 0)))
+        found["first"].append(int(a.get("first_window", 0)))
+    for found in joined.values():
+        spans = sorted(set(found["spans"]))
+        found["over"] = ", ".join(map(str, spans[:-1])) + (" and " if spans[1:] else "") + str(spans[-1])
+        found["plural"] = spans != [1]
+        found["first"] = min(found["first"])
+    return sorted(joined.values(), key=lambda f: not f["confirmed"])
 
 
 def rollout(session: Session, row: RolloutRow) -> Json:
@@ -380,7 +397,8 @@ def _wave_marks(row: RolloutRow) -> list[plots.Mark]:
         told = [state.assigned_at[d] for d in members if d in state.assigned_at]
         name = (specs[i].get("name") if i < len(specs) else "") or f"wave {i + 1}"
         if told:
-            marks.append(plots.Mark(int(min(told) * 1_000), f"{name}: {len(told)} devices were told"))
+            were = "device was" if len(told) == 1 else "devices were"
+            marks.append(plots.Mark(int(min(told) * 1_000), f"{name}: {len(told)} {were} told"))
     if row.status in (*r.TERMINAL_STATUSES, "paused"):
         marks.append(plots.Mark(row.updated_at, f"{row.status}: {row.reason}" if row.reason else row.status))
     return sorted(marks, key=lambda m: m.at)

@@ -99,6 +99,21 @@ def test_a_device_page_explains_its_verdict_its_history_and_its_health(client: B
     assert "No feature differs by more than the tolerated effect." in well
 
 
+def test_a_feature_that_drifts_at_every_length_of_window_is_one_line() -> None:
+    alarms = [
+        {"name": name, "kind": "shift", "level_windows": span, "first_window": 64 - span, "confirmed": True}
+        for span in (1, 2, 4)
+        for name in ("width", "height")
+    ]
+    shaky = {"name": "width", "kind": "stuck", "level_windows": 1, "first_window": 63, "confirmed": False}
+    found = facts.findings([shaky, *alarms])
+    assert [(f["name"], f["kind"], f["over"], f["plural"], f["first"]) for f in found] == [
+        ("width", "shift", "1, 2 and 4", True, 60),
+        ("height", "shift", "1, 2 and 4", True, 60),
+        ("width", "stuck", "1", False, 63),
+    ]
+
+
 def test_a_rolled_back_version_tells_who_was_ever_served_by_it(client: Browser) -> None:
     html = client.get("/rollouts/c0de0003").text
     text = said(html)
