@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import signal
@@ -20,6 +21,9 @@ from .report_page import render_report
 from .stage import Stage, StageError
 from .story import MODEL, Story, StoryError
 
+#: Ctrl-C, `kill`, and a terminal that is closed.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main() -> int:
     """Play; the exit status."""
@@ -30,12 +34,19 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="Leave everything running at the end, until Ctrl-C.")
     options = parser.parse_args()
     folder: Path = options.folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     # Also where a shell started us with SIGINT ignored, as it does for what runs in the background.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, _interrupt)
-    return play(folder, keep=options.keep)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Console(stderr=True).print(f"A demo is running in {folder} already. Stop it with Ctrl-C where it runs.")
+            return 1
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return play(folder, keep=options.keep)
 
 
 def play(folder: Path, *, keep: bool) -> int:
@@ -60,7 +71,8 @@ def play(folder: Path, *, keep: bool) -> int:
         return 130
     finally:
         # A second Ctrl-C must not leave processes behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
         for camera in story.cameras.values():
             camera.stop()
         stage.close()

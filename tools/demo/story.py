@@ -232,7 +232,7 @@ class Story:
             with self.narrator.progress("training on corrupted labels"):
                 refused = self.stage.lightship(*command, check=False)
             _expect(refused["code"] == "gate.metric", f"the gate said {refused}")
-            self.say(f"the gate refuses: {refused['error'][:110]}")
+            self.say(f"the gate refuses: {refused['error']}")
             reason = "Demo: show that the canary catches what the gate was told to ignore"
             with self.narrator.progress("forcing it past the gate, with a reason"):
                 forced = self.stage.lightship(*command, "--force-reason", reason)
