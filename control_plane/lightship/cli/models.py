@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -275,6 +277,61 @@ def revoke(home: Home, reference: str, reason: str, as_json: bool) -> None:
     row = revoke_version(home, reference, actor=operator(), reason=reason)
     with home.database.read() as session:
         _show_version(views.model_version(session, row), as_json=as_json)
+
+
+class _Life(click.ParamType[timedelta]):
+    """`30d`, `36h` or `90min` as a time span."""
+
+    name = "TIME"
+    _UNITS: ClassVar = {"d": "days", "h": "hours", "min": "minutes"}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Raise a usage error for anything else."""
+        if isinstance(value, timedelta):
+            return value
+        match = re.fullmatch(r"([1-9][0-9]{0,4})(d|h|min)", str(value))
+        if match is None:
+            self.fail(f"expected a time such as 30d, 36h or 90min, found {value!r}.", param, ctx)
+        return timedelta(**{self._UNITS[match[2]]: int(match[1])})
+
+
+@release.command("export")
+@click.option("--device", "devices", multiple=True, help="A device the file is for; may be repeated.")
+@click.option("--group", default="", help="All active devices of this group.")
+@click.option("--expires", type=_Life(), default="30d", show_default=True, help="How long the file is good: 30d, 36h.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file, for instance on a stick."
+)
+@json_option
+@with_home
+def export_(home: Home, devices: tuple[str, ...], group: str, expires: timedelta, output: Path, as_json: bool) -> None:
+    """Write one signed file that brings devices without a network what they are assigned."""
+    from lightship.fleet.export import export
+
+    if not devices and not group:
+        raise click.UsageError("Give --device, which may be repeated, or --group.")
+    made = export(
+        home,
+        output,
+        devices=devices,
+        group=group,
+        life=expires,
+        actor=operator(),
+        progress=lambda text: say(f"  {text} …"),
+    )
+    facts = {
+        "file": str(made.path),
+        "bytes": made.size,
+        "until": made.until.isoformat(),
+        "devices": list(made.devices),
+        "bundles": list(made.bundles),
+    }
+    if as_json:
+        emit(facts)
+        return
+    until = f"{made.until:%Y-%m-%d %H:%M} UTC"
+    say(f"{made.path}: {made.size / 1e6:.1f} MB, for {len(made.devices)} device(s), good until {until}.")
+    say(f"On each of them: lightship-agent import {made.path.name}")
 
 
 def limits(gate: tuple[str, ...]) -> dict[str, float]:
