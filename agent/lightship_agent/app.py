@@ -83,7 +83,12 @@ class Agent:
             max_age_ms=int(settings.window_max_seconds * 1_000),
             resume=self._load_positions(),
         )
-        self._plane = DataPlane(self._monitor.observe, feedback=self._monitor.feedback, refused=self._monitor.refused)
+        self._plane = DataPlane(
+            self._monitor.observe,
+            observe_row=self._monitor.observe_row,
+            feedback=self._monitor.feedback,
+            refused=self._monitor.refused,
+        )
         self._resident: dict[str, LoadedModel] = {}
         socket = Path(settings.socket) if settings.socket else None
         app = create_app(self._plane, status=self.status, metrics=self._metrics)

@@ -326,7 +326,7 @@ def _fail(e: LightshipError, *, as_json: bool) -> int:
 def _configure_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "tuf", "uvicorn.error"):
+    for noisy in ("httpx", "httpcore", "tuf"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -143,6 +143,7 @@ CODES: Final[dict[str, str]] = {
     "serving.output": "A requested output does not exist.",
     "serving.too-large": "The request body or batch exceeds its bound.",
     "serving.overloaded": "The queue is full; try again after Retry-After seconds.",
+    "serving.slow": "The request did not arrive in time.",
     "serving.method": "The method is not supported on this path.",
     "serving.not-found": "No such path.",
     "serving.runtime": "The runtime raised while predicting.",

@@ -86,6 +86,22 @@ class Monitor:
         self._serving[model.name] = stream
         stream.ring.push(rows, prediction.labels, _top_scores(prediction.scores), request_id)
 
+    def observe_row(
+        self, model: LoadedModel, row: npt.NDArray[np.float32], label: int, top: float, request_id: str
+    ) -> None:
+        """Note one answered row; the hottest path.
+
+        Args:
+            model: that answered.
+            row: float32 `[width]`.
+            label: the predicted class; -1 of a regressor.
+            top: the highest score; NaN without scores.
+            request_id: the id the client knows it by.
+        """
+        stream = self._streams.get(model.digest) or self._begin(model)
+        self._serving[model.name] = stream
+        stream.ring.push_row(row, label, top, request_id)
+
     def refused(self, model: LoadedModel, rows: int) -> None:
         """Note rows the schema refused."""
         stream = self._streams.get(model.digest) or self._begin(model)

@@ -90,6 +90,11 @@ class RowRing:
         with self._push_lock:
             self._active.put_many(rows, labels, top_scores, request_id)
 
+    def push_row(self, row: npt.NDArray[np.float32], label: int, top_score: float, request_id: str) -> None:
+        """Copy one row, float32 `[width]`; its class (`NO_CLASS` of a regressor) and highest score (NaN without)."""
+        with self._push_lock:
+            self._active.put_row(row, label, top_score, request_id)
+
     def drain(self) -> Block:
         """Everything pushed since the last drain and not overwritten, as copies."""
         with self._drain_lock:
@@ -117,6 +122,14 @@ class _Buffer:
     @property
     def dropped(self) -> int:
         return max(0, self.head - self.capacity)
+
+    def put_row(self, row: npt.NDArray[np.float32], label: int, top: float, request_id: str) -> None:
+        at = self.head % self.capacity
+        self.rows[at] = row
+        self.labels[at] = label
+        self.tops[at] = top
+        self.requests.append((self.head, 1, request_id))
+        self.head += 1
 
     def put_one(
         self,

@@ -26,10 +26,12 @@ from lightship_agent.contract.codes import BundleError, ServingError, UpdateErro
 from lightship_agent.contract.profile import ReferenceProfile
 from lightship_agent.contract.schema import FeatureSchema, Outputs
 
+from .bound import BoundRow, batches_exactly, bind_row
 from .graph import check_graph
 from .ort import onnxruntime
 
 _WARM_UP_RUNS: Final = 5
+_COMPARED_ROWS: Final = 16  # of the golden rows, that must come out the same however they are asked
 _FATAL_ONLY: Final = 4  # onnxruntime's log level: we report its exceptions, it need not write to stderr as well
 
 
@@ -67,6 +69,8 @@ class LoadedModel:
     _session: Any = field(repr=False)
     _fetch: tuple[str, ...] = field(repr=False)
     _classes: int = field(repr=False)  # 0 for a regressor
+    bound: BoundRow | None = field(repr=False, default=None)  # memory for one row, where the graph allows it
+    batches_exactly: bool = False  # whether rows answered together are to the bit what each is alone
 
     def predict(self, rows: npt.NDArray[np.float32]) -> Prediction:
         """Predict `rows`, float32 C-contiguous `[n, width]`, as `FeatureSchema.check_rows` returns them.
@@ -138,7 +142,14 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
         _fetch=manifest.outputs.names,
         _classes=len(manifest.outputs.labels) if manifest.outputs.task == "classification" else 0,
     )
-    return dataclasses.replace(model, row_ms=_warm_up(model, bundle.golden.inputs.matrix()[:1]))
+    rows = np.ascontiguousarray(bundle.golden.inputs.matrix()[:_COMPARED_ROWS], dtype=np.float32)
+    name, names = model.schema.input_name, list(manifest.outputs.names)
+    return dataclasses.replace(
+        model,
+        row_ms=_warm_up(model, rows[:1]),
+        bound=bind_row(session, name, model.outputs, rows),
+        batches_exactly=batches_exactly(session, name, names, rows, _COMPARED_ROWS),
+    )
 
 
 def _open_session(model: bytes, name: str) -> Any:

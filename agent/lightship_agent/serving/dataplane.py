@@ -9,7 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import itertools
 import logging
 import secrets
 import threading
@@ -29,8 +28,11 @@ from lightship_agent.contract.messages import Running
 from lightship_agent.contract.schema import FeatureSchema
 from lightship_agent.runtime.model import LoadedModel, Prediction
 
+from .hot import HotModel, ObserveRow, ids
+
 MAX_ROWS: Final = 65_536  # per request
 MAX_ID: Final = 128  # characters of a client's request id
+HOT_ROW_MS: Final = 1.0  # a model that takes longer for a row is asked in a thread, where it holds nobody up
 _RECENT: Final = 512  # latencies kept per model
 _RETRY: Final = "Try again after the time in Retry-After."
 _LOG: Final = logging.getLogger("lightship.serving")
@@ -88,6 +90,7 @@ class DataPlane:
 
     Args:
         observe: called with (model, rows, prediction, request id) after each prediction; must only copy.
+        observe_row: the same on the hot path, with (model, row, class, highest score, id); `observe` when None.
         feedback: called with (model name, prediction id, label); True when the label was counted.
         refused: called with (model, rows) when a request for that model does not fit its schema.
         max_in_flight: requests that may be inside at once.
@@ -98,12 +101,14 @@ class DataPlane:
         self,
         observe: Observe,
         *,
+        observe_row: ObserveRow | None = None,
         feedback: Feedback | None = None,
         refused: Refused | None = None,
         max_in_flight: int = 64,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._observe = observe
+        self._observe_row = observe_row
         self._feedback = feedback or _no_feedback
         self._refused = refused
         self._clock = clock
@@ -111,8 +116,9 @@ class DataPlane:
         self._lock = threading.Lock()
         self._errors: Counter[str] = Counter()
         self._observe_failures = 0
-        self._prefix = secrets.token_hex(6)
-        self._ids = itertools.count(1)
+        self._next_id = ids(secrets.token_hex(6))
+        #: Models on the hot path by name and by name/versions/version, as they stand in a path.
+        self.hot: dict[bytes, HotModel] = {}
         self.admission = Admission(max_in_flight, self.count_error)
 
     def install(self, model: LoadedModel) -> LoadedModel | None:
@@ -121,6 +127,7 @@ class DataPlane:
             previous = self._slots.get(model.name)
             # A new dict, assigned whole: a reader sees the old world or the new one, and needs no lock.
             self._slots = {**self._slots, model.name: _Slot(model)}
+            self.hot = self._hot_models()
         return previous.model if previous else None
 
     def remove(self, name: str) -> LoadedModel | None:
@@ -128,6 +135,7 @@ class DataPlane:
         with self._lock:
             previous = self._slots.get(name)
             self._slots = {n: slot for n, slot in self._slots.items() if n != name}
+            self.hot = self._hot_models()
         return previous.model if previous else None
 
     def get(self, name: str | None = None, version: str | None = None) -> LoadedModel:
@@ -213,6 +221,33 @@ class DataPlane:
         with self._lock:
             self._errors[code] += 1
 
+    def _hot_models(self) -> dict[bytes, HotModel]:
+        found = {}
+        for slot in self._slots.values():
+            model = slot.model
+            if model.bound is None or model.row_ms > HOT_ROW_MS:
+                continue
+            hot = slot.hot or self._make_hot(slot)
+            slot.hot = hot
+            name = model.name.encode()
+            found[name] = found[b"%b/versions/%d" % (name, model.version)] = hot
+        return found
+
+    def _make_hot(self, slot: _Slot) -> HotModel:
+        def failed(code: str) -> None:
+            self.count_error(code)
+            slot.failed(code)
+
+        return HotModel(
+            slot.model,
+            answered=slot.answered,
+            failed=failed,
+            observe=self._watch,
+            observe_row=None if self._observe_row is None else self._watch_row,
+            next_id=self._next_id,
+            max_id=MAX_ID,
+        )
+
     def _slot(self, name: str | None, version: str | None) -> _Slot:
         slots = self._slots
         if not slots:
@@ -253,7 +288,7 @@ class DataPlane:
         response = InferResponse(
             model_name=model.name,
             model_version=str(model.version),
-            id=request.id or f"{self._prefix}-{next(self._ids)}",
+            id=request.id or self._next_id(),
             parameters={"digest": model.digest},
             outputs=_outputs(model, prediction, request.outputs or names),
         )
@@ -265,9 +300,21 @@ class DataPlane:
         try:
             self._observe(model, rows, prediction, request_id)
         except Exception:  # noqa: BLE001 - watching must never cost a prediction; logged once, not per request
-            self._observe_failures += 1
-            if self._observe_failures == 1:
-                _LOG.exception("The observer failed; serving goes on without it.")
+            self._observer_failed()
+
+    def _watch_row(
+        self, model: LoadedModel, row: npt.NDArray[np.float32], label: int, top: float, request_id: str
+    ) -> None:
+        assert self._observe_row is not None
+        try:
+            self._observe_row(model, row, label, top, request_id)
+        except Exception:  # noqa: BLE001 - as above
+            self._observer_failed()
+
+    def _observer_failed(self) -> None:
+        self._observe_failures += 1
+        if self._observe_failures == 1:
+            _LOG.exception("The observer failed; serving goes on without it.")
 
 
 def _no_feedback(_model: str, _prediction_id: str, _label: str) -> bool:
@@ -306,6 +353,7 @@ class _Slot:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
+        self.hot: HotModel | None = None
         self._lock = threading.Lock()
         self._requests = self._rows = self._failures = 0
         self._seconds = 0.0

@@ -1,10 +1,11 @@
-"""Serving: the HTTP face, a plain ASGI application.
+"""Serving: the HTTP face: paths, methods and statuses over the data plane.
 
 Rules:
 * codes become statuses here and nowhere else; every error has the protocol's shape;
-* bodies are bounded while they arrive, one by one and together; a slow sender is given up;
+* the hot path is tried first; it answers to the byte what the long way answers;
 * a small request to a fast model is answered where it is read, since a thread would cost more than the model;
-  anything heavier goes to a thread, so that health never waits behind inference.
+  anything heavier goes to a thread, so that health never waits behind inference;
+* a body may come compressed, and is bounded by what it becomes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import urllib.parse
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -20,14 +23,14 @@ import msgspec
 
 from lightship_agent.contract.codes import ServingError
 
-from .dataplane import DataPlane
+from .dataplane import HOT_ROW_MS, DataPlane
+from .hot import MAX_BODY as HOT_BODY
+from .hot import HotModel, HotRow
+from .http1 import Reply, Request
 from .metrics import CONTENT_TYPE as METRICS_TYPE
 from .oip import MAX_BODY, decode_infer, encode_error, encode_infer, model_metadata, server_metadata
 
 T = TypeVar("T")
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 STATUS: Final[dict[str, int]] = {
     "serving.malformed": 400,
@@ -37,6 +40,7 @@ STATUS: Final[dict[str, int]] = {
     "serving.unknown-prediction": 404,
     "serving.not-found": 404,
     "serving.method": 405,
+    "serving.slow": 408,
     "serving.too-large": 413,
     "serving.runtime": 500,
     "serving.no-model": 503,
@@ -44,22 +48,11 @@ STATUS: Final[dict[str, int]] = {
 }
 RETRY_AFTER: Final[dict[str, bytes]] = {"serving.overloaded": b"1", "serving.no-model": b"10"}  # seconds
 
-MAX_BUFFERED: Final = 4 * MAX_BODY  # bytes of all bodies that are arriving at once
-_BODY_SECONDS: Final = 30.0
 _INLINE_BODY: Final = 64 * 1024  # bytes
-_INLINE_ROW_MS: Final = 1.0
 _MAX_LABELS: Final = 10_000  # in one feedback request
+_BEFORE: Final = b"/v2/models/"
+_AFTER: Final = b"/infer"
 _LOG: Final = logging.getLogger("lightship.serving")
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer before it is sent."""
-
-    body: bytes
-    status: int = 200
-    content_type: bytes = b"application/json"
-    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +60,7 @@ class Call:
     """A request that found its route."""
 
     headers: Mapping[bytes, bytes]
-    receive: Receive
+    body: bytes
     model: str = ""
     version: str | None = None
 
@@ -81,25 +74,20 @@ class _Index(msgspec.Struct):
     ready: bool = False
 
 
-class _Gone(Exception):  # noqa: N818 - nothing went wrong: the client left
-    """The client went away before its request was complete."""
-
-
-Handler = Callable[[Call], Awaitable[Reply]]
+Handler = Callable[[Call], Reply | Awaitable[Reply]]
 
 
 @dataclass(slots=True)
 class HttpApp:
-    """The ASGI application; see `create_app`."""
+    """What answers requests; the `Face` of `http1`."""
 
     plane: DataPlane
     status: Callable[[], dict[str, Any]]
     metrics: Callable[[], str]
-    _buffered: int = 0
     _routes: tuple[tuple[re.Pattern[str], str, Handler], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Compile the route table; the hot path stands first."""
+        """Compile the route table."""
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         table: tuple[tuple[str, str, Handler], ...] = (
             (model + "/infer", "POST", self._infer),
@@ -116,54 +104,100 @@ class HttpApp:
         )
         self._routes = tuple((re.compile(path), method, handler) for path, method, handler in table)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one ASGI request."""
-        if scope["type"] != "http":
-            return
-        try:
-            reply = await self._reply(scope, receive)
-        except ServingError as e:
-            reply = _error(e)
-        except _Gone:
-            return
-        except Exception:  # noqa: BLE001 - the last fence: the client gets the protocol's error, the log the traceback
-            _LOG.exception("A request failed in a way nobody foresaw.")
-            self.plane.count_error("serving.runtime")
-            reply = _error(ServingError("serving.runtime", "The agent failed to answer; its log says more."))
-        headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+    # The hot path ---------------------------------------------------------------------------------------------------
 
-    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
-        path, method = scope["path"], scope["method"]
+    def hot(self, request: Request) -> tuple[HotModel, HotRow] | None:
+        """The model and the row, if this is one row of numbers for a fast model."""
+        url = request.url
+        if not (url.endswith(_AFTER) and url.startswith(_BEFORE) and request.method == b"POST" and request.keep_alive):
+            return None
+        model = self.plane.hot.get(url[len(_BEFORE) : -len(_AFTER)])
+        headers = request.headers
+        if (
+            model is None
+            or len(request.body) > HOT_BODY
+            or b"content-encoding" in headers
+            or b"inference-header-content-length" in headers
+        ):
+            return None
+        row = model.parse(request.body)
+        return None if row is None else (model, row)
+
+    def answer_hot(self, model: HotModel, asked: list[HotRow]) -> list[bytes]:
+        """The bodies of the answers; to the bit the same, however many are asked together.
+
+        Raises:
+            ServingError: serving.runtime.
+        """
+        return model.answer_all(asked)
+
+    # The long way ---------------------------------------------------------------------------------------------------
+
+    def respond(self, request: Request) -> Reply | Awaitable[Reply]:
+        """The answer to any request, or what will be it."""
+        try:
+            outcome = self._route(request)
+        except Exception as e:  # noqa: BLE001 - the last fence, see _explain
+            return self._explain(e)
+        return outcome if isinstance(outcome, Reply) else self._fenced(outcome)
+
+    def refuse(self, error: ServingError) -> Reply:
+        """The answer to what is no request, or too much of it; counted, unless a model has counted it."""
+        if error.code != "serving.runtime":
+            self.plane.count_error(error.code)
+        return _error(error)
+
+    async def _fenced(self, outcome: Awaitable[Reply]) -> Reply:
+        try:
+            return await outcome
+        except Exception as e:  # noqa: BLE001 - the last fence, see _explain
+            return self._explain(e)
+
+    def _explain(self, e: Exception) -> Reply:
+        if isinstance(e, ServingError):
+            return _error(e)
+        # The client gets the protocol's error, the log the traceback.
+        _LOG.error("A request failed in a way nobody foresaw.", exc_info=e)
+        self.plane.count_error("serving.runtime")
+        return _error(ServingError("serving.runtime", "The agent failed to answer; its log says more."))
+
+    def _route(self, request: Request) -> Reply | Awaitable[Reply]:
+        path, method = _path(request.url), request.method.decode("ascii", "replace")
         for pattern, allowed, handler in self._routes:
             found = pattern.fullmatch(path)
             if not found:
                 continue
             if method != allowed:
                 self.plane.count_error("serving.method")
-                message = f"Expected {allowed} on this path, found {method}."
+                message = f"Expected {allowed} on this path, found {method[:20]}."
                 reply = _error(ServingError("serving.method", message))
                 return Reply(reply.body, reply.status, headers=((b"allow", allowed.encode()),))
-            return await handler(Call(dict(scope["headers"]), receive, **found.groupdict()))
+            body = self._plain_body(request)
+            return handler(Call(request.headers, body, **found.groupdict()))
         self.plane.count_error("serving.not-found")
         raise ServingError("serving.not-found", f"No such path: {path[:120]!r}.")
 
-    async def _infer(self, call: Call) -> Reply:
+    def _plain_body(self, request: Request) -> bytes:
         try:
-            header_length = _header_length(call.headers)
-            body = await self._body(call)
+            return _decoded(request.body, request.headers.get(b"content-encoding", b"identity"))
         except ServingError as e:
             self.plane.count_error(e.code)
             raise
 
-        def answer() -> Reply:
-            return self._answer(call, body, header_length)
+    def _infer(self, call: Call) -> Reply | Awaitable[Reply]:
+        try:
+            header_length = _header_length(call.headers)
+        except ServingError as e:
+            self.plane.count_error(e.code)
+            raise
+        if len(call.body) <= _INLINE_BODY and self._is_fast(call.model):
+            with self.plane.admission:
+                return self._answer(call, call.body, header_length)
+        return self._infer_in_thread(call, header_length)
 
+    async def _infer_in_thread(self, call: Call, header_length: int | None) -> Reply:
         with self.plane.admission:
-            if len(body) <= _INLINE_BODY and self._is_fast(call.model):
-                return answer()
-            return await asyncio.get_running_loop().run_in_executor(None, answer)
+            return await asyncio.get_running_loop().run_in_executor(None, self._answer, call, call.body, header_length)
 
     def _answer(self, call: Call, body: bytes, header_length: int | None) -> Reply:
         try:
@@ -179,14 +213,14 @@ class HttpApp:
 
     def _is_fast(self, name: str) -> bool:
         try:
-            return self.plane.get(name).row_ms <= _INLINE_ROW_MS
+            return self.plane.get(name).row_ms <= HOT_ROW_MS
         except ServingError:
             return True  # refused in a moment
 
-    async def _live(self, _call: Call) -> Reply:
+    def _live(self, _call: Call) -> Reply:
         return _json({"live": True})
 
-    async def _ready(self, _call: Call) -> Reply:
+    def _ready(self, _call: Call) -> Reply:
         if not self.plane.models():
             raise ServingError("serving.no-model", "This device has no model yet.", remedy="Assign it one.")
         return _json({"ready": True})
@@ -198,29 +232,29 @@ class HttpApp:
         text = await asyncio.to_thread(self.metrics)
         return Reply(text.encode(), content_type=METRICS_TYPE.encode())
 
-    async def _server(self, _call: Call) -> Reply:
+    def _server(self, _call: Call) -> Reply:
         return _json(server_metadata())
 
-    async def _model(self, call: Call) -> Reply:
+    def _model(self, call: Call) -> Reply:
         return _json(model_metadata(self.plane.get(call.model, call.version)))
 
-    async def _model_ready(self, call: Call) -> Reply:
+    def _model_ready(self, call: Call) -> Reply:
         model = self.plane.get(call.model, call.version)
         return _json({"name": model.name, "ready": True})
 
-    async def _stats(self, call: Call) -> Reply:
+    def _stats(self, call: Call) -> Reply:
         self.plane.get(call.model, call.version)
         return _json({"model_stats": [_stat(s) for s in self.plane.stats(call.model)]})
 
-    async def _index(self, call: Call) -> Reply:
-        _decode(await self._body(call) or b"{}", _Index)  # everything listed is ready, so `ready` changes nothing
+    def _index(self, call: Call) -> Reply:
+        _decode(call.body or b"{}", _Index)  # everything listed is ready, so `ready` changes nothing
         rows = [
             {"name": m.name, "version": str(m.version), "state": "READY", "reason": ""} for m in self.plane.models()
         ]
         return _json(rows)
 
     async def _feedback(self, call: Call) -> Reply:
-        body = await self._body(call)
+        body = call.body
         if not body.lstrip().startswith(b"["):
             return await asyncio.to_thread(self._take_label, call.model, _decode(body, _Label))
         labels = _decode(body, list[_Label])
@@ -248,44 +282,6 @@ class HttpApp:
                 refused.append({"id": told.id, "error": str(e), "code": e.code})
         return _json({"counted": counted, "duplicates": duplicates, "refused": refused})
 
-    async def _body(self, call: Call) -> bytes:
-        """The whole body, bounded in bytes and time.
-
-        Raises:
-            ServingError: serving.too-large, serving.overloaded, serving.malformed.
-        """
-        if call.headers.get(b"content-encoding", b"identity") != b"identity":
-            raise ServingError("serving.malformed", "A content encoding is not supported; send the body as it is.")
-        declared = call.headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > MAX_BODY:
-            raise ServingError("serving.too-large", f"Expected at most {MAX_BODY} bytes, {int(declared)} announced.")
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                more = True
-                while more:
-                    part, more = await self._part(call.receive)
-                    size += len(part)
-                    self._buffered += len(part)
-                    parts.append(part)
-                    if size > MAX_BODY:
-                        raise ServingError("serving.too-large", f"Expected at most {MAX_BODY} bytes, found more.")
-                    if self._buffered > MAX_BUFFERED:
-                        raise ServingError("serving.overloaded", "Too many large requests are arriving at once.")
-        except TimeoutError as e:
-            message = f"The body did not arrive within {_BODY_SECONDS:g} s."
-            raise ServingError("serving.malformed", message) from e
-        finally:
-            self._buffered -= size
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def _part(self, receive: Receive) -> tuple[bytes, bool]:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        return message.get("body", b""), message.get("more_body", False)
-
 
 def create_app(plane: DataPlane, *, status: Callable[[], dict[str, Any]], metrics: Callable[[], str]) -> HttpApp:
     """The HTTP face of `plane`.
@@ -296,6 +292,39 @@ def create_app(plane: DataPlane, *, status: Callable[[], dict[str, Any]], metric
         metrics: the Prometheus text.
     """
     return HttpApp(plane, status, metrics)
+
+
+def _path(url: bytes) -> str:
+    """The path of a request target, its escapes resolved."""
+    path = url.partition(b"?")[0].partition(b"#")[0]
+    if not path.startswith(b"/"):  # a proxy's absolute form, or what nobody asks a server
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return urllib.parse.unquote_to_bytes(path).decode("utf-8", "replace")
+
+
+def _decoded(body: bytes, encoding: bytes) -> bytes:
+    """The body as it was before it was compressed.
+
+    Raises:
+        ServingError: serving.malformed, serving.too-large.
+    """
+    encoding = encoding.strip().lower()
+    if encoding == b"identity":
+        return body
+    if encoding not in {b"gzip", b"x-gzip", b"deflate"}:
+        message = f"Expected content-encoding gzip, deflate or identity, found {encoding[:40].decode('latin-1')!r}."
+        raise ServingError("serving.malformed", message)
+    # 32: the header tells whether it is gzip or zlib, which is what "deflate" means.
+    inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    try:
+        plain = inflater.decompress(body, MAX_BODY + 1)
+    except zlib.error as e:
+        raise ServingError("serving.malformed", f"The body is not {encoding.decode()}: {e}.") from e
+    if len(plain) > MAX_BODY:
+        raise ServingError("serving.too-large", f"Expected at most {MAX_BODY} bytes, inflated to more.")
+    if not inflater.eof or inflater.unused_data:
+        raise ServingError("serving.malformed", f"The {encoding.decode()} body is cut off, or something follows it.")
+    return plain
 
 
 def _json(value: object) -> Reply:

@@ -15,47 +15,51 @@ import errno
 import socket
 import stat
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
-
-import uvicorn
+from typing import Final
 
 from lightship_agent.contract.codes import SettingsError
+
+from .http1 import Face, Limits, Server
 
 _START_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 10
 _BACKLOG: Final = 512
-_KEEP_ALIVE_SECONDS: Final = 75
 #: Threads for heavy requests: onnxruntime computes without the interpreter's lock, two keep two cores busy.
 _WORKERS: Final = 2
 
 
 class HttpServer:
-    """Serves an ASGI application until it is stopped.
+    """Serves a face until it is stopped.
 
     Args:
-        app: the application.
+        face: what answers.
         host: TCP address to bind; used only with a port.
         port: TCP port, 0 for any free one, None for no TCP.
         unix_socket: path of a Unix socket, None for none.
+        limits: what clients may take.
     """
 
     def __init__(
         self,
-        app: Callable[..., Any],
+        face: Face,
         *,
         host: str = "127.0.0.1",
         port: int | None = None,
         unix_socket: Path | None = None,
+        limits: Limits | None = None,
     ) -> None:
         if port is None and unix_socket is None:
             raise SettingsError("settings.missing", "A port or a Unix socket is needed to serve on.")
-        self._app = app
+        self._face = face
+        self._limits = limits or Limits()
         self._host, self._port, self._path = host, port, unix_socket
         self._sockets: list[socket.socket] = []
-        self._server: _Server | None = None
         self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -95,38 +99,53 @@ class HttpServer:
             SettingsError: settings.port-taken, settings.invalid.
         """
         self.bind()
-        config = uvicorn.Config(
-            self._app,
-            http="httptools",
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
-        self._server = _Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run_here, args=(self._sockets,), name="lightship-http", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="lightship-http", daemon=True)
         self._thread.start()
-        if not self._server.ready.wait(_START_SECONDS) or self._server.failure:
-            failure = self._server.failure
+        if not self._ready.wait(_START_SECONDS) or self._failure:
+            failure = self._failure
             self.stop()
             raise SettingsError("settings.invalid", f"The HTTP server did not start: {failure}.") from failure
 
     def stop(self) -> None:
         """Accept nothing more, let running requests finish, and give the addresses back."""
-        if self._server and self._thread:
-            self._server.should_exit = True
+        if self._thread and self._loop is not None and self._stopped is not None:
+            with contextlib.suppress(RuntimeError):  # it has stopped by itself
+                self._loop.call_soon_threadsafe(self._stopped.set)
             self._thread.join(_GRACE_SECONDS + 5)
-        self._server = self._thread = None
+        self._thread = self._loop = self._stopped = None
+        self._ready.clear()
         self._close_sockets()
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._serve())
+        except BaseException as e:  # noqa: BLE001 - handed to the thread that called start()
+            self._failure = e
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        pool = concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="lightship-infer")
+        loop.set_default_executor(pool)
+        server = Server(self._face, self._limits)
+        self._loop, self._stopped = loop, asyncio.Event()
+        # Copies: a server closes what it is given, and `address` still wants the originals.
+        listeners = [await self._listen(server, bound.dup()) for bound in self._sockets]
+        self._ready.set()
+        await self._stopped.wait()
+        for listener in listeners:
+            listener.close()
+        await server.drain(_GRACE_SECONDS)
+        # Asked in a thread, and still not answered: nobody waits for it any more.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _listen(self, server: Server, bound: socket.socket) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        if bound.family == socket.AF_UNIX:
+            return await loop.create_unix_server(server.protocol, sock=bound, backlog=_BACKLOG)
+        return await loop.create_server(server.protocol, sock=bound, backlog=_BACKLOG)
 
     def _close_sockets(self) -> None:
         ours = any(bound.family == socket.AF_UNIX for bound in self._sockets)
@@ -135,35 +154,6 @@ class HttpServer:
         self._sockets = []
         if ours and self._path is not None:
             self._path.unlink(missing_ok=True)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn with an event when it is ready, in a loop of its own."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = threading.Event()
-        self.failure: BaseException | None = None
-
-    def run_here(self, sockets: list[socket.socket]) -> None:
-        """Run until `should_exit`; a failure is kept for the thread that waits."""
-        try:
-            with asyncio.Runner() as runner:
-                runner.run(self._serve_with_workers(sockets))
-        except BaseException as e:  # noqa: BLE001 - handed to the thread that called start()
-            self.failure = e
-        finally:
-            self.ready.set()
-
-    async def _serve_with_workers(self, sockets: list[socket.socket]) -> None:
-        pool = concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="lightship-infer")
-        asyncio.get_running_loop().set_default_executor(pool)
-        # Copies: uvicorn closes what it is given, and `address` still wants the originals.
-        await self.serve(sockets=list(sockets))
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self.ready.set()
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:

@@ -1,0 +1,495 @@
+"""Serving: HTTP/1.1 connections, from bytes to requests and back, over httptools.
+
+Rules:
+* one answer at a time and in order: what a client pipelines waits for what it asked before;
+* everything is bounded: the head in bytes and fields, a body in bytes, all bodies together, what waits on a connection,
+  connections, and the time that each of head, body, answer and silence may take;
+* no timer per request: one sweep a second, and only while somebody is connected;
+* what is not HTTP gets the protocol's error and a closed connection, after what was read was thrown away for a moment,
+  so that the client can still read the answer;
+* an answer is one write; several that are ready together are one write too.
+
+Sources: RFC 9110, RFC 9112; llhttp through httptools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+import httptools
+
+from lightship_agent.contract.codes import ServingError
+
+_LOG: Final = logging.getLogger("lightship.serving")
+_REASONS: Final = {
+    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 405: b"Method Not Allowed",
+    408: b"Request Timeout", 413: b"Content Too Large", 415: b"Unsupported Media Type", 500: b"Internal Server Error",
+    503: b"Service Unavailable", 504: b"Gateway Timeout",
+}  # fmt: skip
+_JSON_HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client, and all of them, may take."""
+
+    head_bytes: int = 32 * 1024
+    fields: int = 100
+    body_bytes: int = 16 * 1024 * 1024
+    buffered_bytes: int = 64 * 1024 * 1024  # of all bodies that are arriving at once
+    pipelined: int = 64  # requests that wait on one connection
+    connections: int = 512
+    head_seconds: float = 10.0
+    body_seconds: float = 30.0
+    idle_seconds: float = 75.0
+    write_seconds: float = 30.0  # for a client to take what it was answered
+    linger_seconds: float = 2.0  # of throwing away, after a refusal
+
+
+class Reply:
+    """An answer before it is sent."""
+
+    __slots__ = ("body", "content_type", "headers", "status")
+
+    def __init__(
+        self,
+        body: bytes,
+        status: int = 200,
+        content_type: bytes = b"application/json",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        self.body, self.status, self.content_type, self.headers = body, status, content_type, headers
+
+
+class Request:
+    """A whole request. Header names are in lower case; of a field that came twice the last counts."""
+
+    __slots__ = ("body", "headers", "keep_alive", "method", "url")
+
+    def __init__(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes, keep_alive: bool) -> None:
+        self.method, self.url, self.headers, self.body, self.keep_alive = method, url, headers, body, keep_alive
+
+
+class Face(Protocol):
+    """What answers requests; called in the loop's thread, and never for long."""
+
+    def hot(self, request: Request) -> tuple[Any, Any] | None:
+        """What `answer_hot` takes, if the request can be answered at once."""
+
+    def answer_hot(self, model: Any, asked: list[Any]) -> list[bytes]:
+        """The JSON bodies of the answers to what `hot` gave for one model."""
+
+    def respond(self, request: Request) -> Reply | Awaitable[Reply]:
+        """The answer to any request, now or later; raises nothing."""
+
+    def refuse(self, error: ServingError) -> Reply:
+        """The answer to what is no request, or too much; counted."""
+
+
+class Server:
+    """What connections share: the face, the limits, what waits to be answered together, and the sweep."""
+
+    def __init__(self, face: Face, limits: Limits | None = None) -> None:
+        """Nobody is connected yet."""
+        self.face = face
+        self.limits = limits or Limits()
+        self.connections: set[Connection] = set()
+        self.buffered = 0  # bytes of bodies that are arriving
+        self.draining = False
+        self._empty: asyncio.Event | None = None
+        self._waiting: list[tuple[Connection, Any, Any]] = []
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def protocol(self) -> Connection:
+        """For `loop.create_server`."""
+        return Connection(self)
+
+    def opened(self, connection: Connection) -> None:
+        """A client is there."""
+        self.connections.add(connection)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(1.0, self._look_round)
+
+    def closed(self, connection: Connection) -> None:
+        """A client is gone."""
+        self.connections.discard(connection)
+        if self._empty is not None and not self.connections:
+            self._empty.set()
+
+    def together(self, connection: Connection, model: Any, asked: Any) -> None:
+        """Answer with whatever else comes in this turn of the loop."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._answer_waiting)
+        self._waiting.append((connection, model, asked))
+
+    async def drain(self, seconds: float) -> None:
+        """Close who asks nothing, let the others have their answer for so long, then close them too."""
+        self.draining = True
+        await _turns(2)  # who was accepted a moment ago is made known to us
+        self._empty = asyncio.Event()
+        for connection in list(self.connections):
+            connection.drain()
+        if self.connections:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), seconds)
+        self.abort()
+        await _turns(2)  # a transport is closed in the next turn of the loop
+
+    def abort(self) -> None:
+        """Close everybody."""
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+    def _answer_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        groups: dict[int, list[tuple[Connection, Any, Any]]] = {}
+        for one in waiting:
+            groups.setdefault(id(one[1]), []).append(one)
+        for group in groups.values():
+            try:
+                bodies = self.face.answer_hot(group[0][1], [asked for _, _, asked in group])
+            except ServingError as e:
+                for connection, _, _ in group:
+                    connection.finish(self.face.refuse(e))
+                continue
+            for (connection, _, _), body in zip(group, bodies, strict=True):
+                connection.finish_json(body)
+
+    def _look_round(self) -> None:
+        self._sweep = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self.connections):
+            connection.look_at_clock(now)
+        if self.connections:
+            self._sweep = loop.call_later(1.0, self._look_round)
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._queue: deque[Request] = deque()
+        self._out: list[bytes] = []
+        self._feeding = False  # inside data_received: answers are collected
+        self._busy = False  # an answer is being made
+        self._keep_alive = True
+        self._task: asyncio.Task[None] | None = None
+        self._refusal: ServingError | None = None
+        self._closing = False  # nothing more is read, or answered
+        self._paused = False  # the client does not take what we write
+        self._since = self._loop.time()  # when what we wait for now began
+        self._progress = (0, self._since)  # bytes waiting to be written, and since when they are so many
+        self._size = 0  # bytes of the body so far
+        self._reading = False  # a request has begun and is not whole
+        self._begin_message()
+
+    # What the transport tells us ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there, and may be one too many."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self._server.draining:
+            self.abort()
+            return
+        if len(self._server.connections) >= self._limits.connections:
+            message = f"{len(self._server.connections)} clients are connected already."
+            self._server.opened(self)
+            self._give_up(ServingError("serving.overloaded", message, remedy="Try again later."))
+            return
+        self._server.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it went does not matter
+        """The client is gone."""
+        self._server.closed(self)
+        self._server.buffered -= self._size
+        self._size = 0
+        self._closing = True
+        self._queue.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it asked for is still answered."""
+        self._keep_alive = False
+        if not self._busy and not self._queue:
+            return False
+        return not self._closing
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers: nothing more is read from it."""
+        self._paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._paused = False
+        if len(self._queue) < self._limits.pipelined:
+            self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and answer what is whole."""
+        if self._closing:
+            return
+        self._feeding = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._keep_alive = False  # nothing is upgraded here; the request is answered as it stands
+        except httptools.HttpParserCallbackError as e:
+            if self._refusal is None:
+                _LOG.exception("A request could not be read.")
+                self._refusal = ServingError("serving.malformed", f"The request can't be read: {e.__context__}.")
+        except httptools.HttpParserError as e:
+            if self._refusal is None:
+                self._refusal = ServingError("serving.malformed", f"Expected HTTP/1.1, found something else: {e}.")
+        self._feeding = False
+        self._write_out()
+        if self._refusal is not None and not self._busy and not self._queue:
+            self._give_up(self._refusal)
+        elif len(self._queue) >= self._limits.pipelined:
+            self._transport.pause_reading()
+
+    # What the parser tells us ---------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Somebody asks."""
+        self._begin_message()
+        self._reading = True
+        self._since = self._loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the path."""
+        self._url += url
+        self._count_head(len(url), 0)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field, or a trailer, which is counted and not kept."""
+        self._count_head(len(name) + len(value), 1)
+        if not self._in_body:
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: refuse what is announced too large before it comes."""
+        self._in_body = True
+        headers = self._headers
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self._limits.body_bytes:
+            message = f"Expected at most {self._limits.body_bytes} bytes, {declared[:20].decode()} announced."
+            self._refuse(ServingError("serving.too-large", message))
+        if headers.get(b"expect", b"").lower() == b"100-continue":
+            self._answer_bytes(_CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._size += len(body)
+        self._server.buffered += len(body)
+        self._parts.append(body)
+        if self._size > self._limits.body_bytes:
+            self._refuse(
+                ServingError("serving.too-large", f"Expected at most {self._limits.body_bytes} bytes, found more.")
+            )
+        if self._server.buffered > self._limits.buffered_bytes:
+            self._refuse(ServingError("serving.overloaded", "Too many large requests are arriving at once."))
+
+    def on_message_complete(self) -> None:
+        """A request is whole: answer it, or keep it until the ones before it are answered."""
+        parts = self._parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._server.buffered -= self._size
+        self._size = 0
+        self._reading = False
+        keep_alive = self._parser.should_keep_alive()
+        if b"connection" in self._headers and self._parser.get_http_version() != "1.1":
+            keep_alive = False  # HTTP/1.0 would want to be told that it may stay
+        request = Request(self._parser.get_method(), self._url, self._headers, body, keep_alive)
+        if self._busy or self._queue:
+            self._queue.append(request)
+        else:
+            self._begin(request)
+
+    # Answering ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, request: Request) -> None:
+        self._keep_alive = self._keep_alive and request.keep_alive
+        face = self._server.face
+        hot = face.hot(request)
+        if hot is not None:
+            if len(self._server.connections) > 1:
+                self._busy = True
+                self._server.together(self, *hot)
+                return
+            try:
+                self._sent(_JSON_HEAD % (len(body := face.answer_hot(hot[0], [hot[1]])[0]), body))
+            except ServingError as e:
+                self._sent(_bytes(face.refuse(e), self._keep_alive))
+            return
+        outcome = face.respond(request)
+        if isinstance(outcome, Reply):
+            self._sent(_bytes(outcome, self._keep_alive))
+            return
+        self._busy = True
+        self._task = self._loop.create_task(self._later(outcome))
+
+    async def _later(self, outcome: Awaitable[Reply]) -> None:
+        reply = await outcome
+        self._task = None
+        self.finish(reply)
+
+    def finish(self, reply: Reply) -> None:
+        """The answer to what was asked."""
+        self._finish(_bytes(reply, self._keep_alive))
+
+    def finish_json(self, body: bytes) -> None:
+        """The same, of a body that the hot path made."""
+        self._finish(_JSON_HEAD % (len(body), body))
+
+    def _finish(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._busy = False
+        # More may be answered at once: it goes out together.
+        was_feeding, self._feeding = self._feeding, True
+        self._sent(data)
+        while self._queue and not self._busy and not self._closing:
+            self._begin(self._queue.popleft())
+        self._feeding = was_feeding
+        if not was_feeding:
+            self._write_out()
+            if self._refusal is not None and not self._busy and not self._queue:
+                self._give_up(self._refusal)
+            elif not self._paused and not self._closing:
+                self._transport.resume_reading()
+
+    def _sent(self, data: bytes) -> None:
+        self._answer_bytes(data)
+        self._since = self._loop.time()
+        if not self._keep_alive or self._server.draining:
+            self._queue.clear()
+            self._refusal = None
+            self._flush_and_close()
+
+    def _answer_bytes(self, data: bytes) -> None:
+        if self._feeding:
+            self._out.append(data)
+        else:
+            self._transport.write(data)
+
+    def _write_out(self) -> None:
+        out = self._out
+        if out and not self._transport.is_closing():
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if out:
+            self._out = []
+        if self._closing and not self._transport.is_closing() and self._lingers_until is None:
+            self._transport.close()
+
+    def _flush_and_close(self) -> None:
+        self._closing = True
+        if not self._feeding:
+            self._transport.close()
+
+    # Refusing, and time ---------------------------------------------------------------------------------------------
+
+    def _begin_message(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._head = self._fields = 0
+        self._in_body = False
+        self._lingers_until: float | None = None
+
+    def _count_head(self, size: int, fields: int) -> None:
+        self._head += size
+        self._fields += fields
+        if self._head > self._limits.head_bytes or self._fields > self._limits.fields:
+            message = (
+                f"Expected at most {self._limits.fields} header fields and {self._limits.head_bytes} bytes of them."
+            )
+            self._refuse(ServingError("serving.too-large", message))
+
+    def _refuse(self, error: ServingError) -> None:
+        """Stop the parser; what was asked before is still answered."""
+        self._refusal = error
+        raise error
+
+    def _give_up(self, error: ServingError) -> None:
+        """Answer with the error, throw away what still comes for a moment, and close."""
+        reply = self._server.face.refuse(error)
+        self._closing = True
+        self._server.buffered -= self._size
+        self._size = 0
+        self._parts = []
+        self._lingers_until = self._loop.time() + self._limits.linger_seconds
+        if not self._transport.is_closing():
+            self._transport.write(_bytes(reply, keep_alive=False))
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    def drain(self) -> None:
+        """Close if nothing is being answered; otherwise right after it."""
+        if self._busy or self._queue:
+            self._keep_alive = False
+        elif self._lingers_until is None:
+            self._closing = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._closing = True
+        self._transport.abort()
+
+    def look_at_clock(self, now: float) -> None:
+        """Close what takes too long."""
+        limits, waits = self._limits, now - self._since
+        pending = self._transport.get_write_buffer_size()
+        if pending != self._progress[0]:
+            self._progress = (pending, now)
+        if self._lingers_until is not None:
+            if now >= self._lingers_until:
+                self._transport.abort()
+        elif pending and now - self._progress[1] > limits.write_seconds:
+            self._transport.abort()
+        elif self._closing or self._busy:
+            return
+        elif self._reading:
+            allowed = limits.body_seconds if self._in_body else limits.head_seconds
+            if waits > allowed:
+                what = "body" if self._in_body else "head"
+                message = f"The {what} of the request did not arrive within {allowed:g} s."
+                self._give_up(ServingError("serving.slow", message))
+        elif waits > limits.idle_seconds:
+            self._closing = True
+            self._transport.close()
+
+
+async def _turns(count: int) -> None:
+    """Let the loop run what it has, so many times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def _bytes(reply: Reply, keep_alive: bool) -> bytes:
+    lines = [
+        b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n"
+        % (reply.status, _REASONS.get(reply.status, b"Unknown"), reply.content_type, len(reply.body))
+    ]
+    lines += [b"%b: %b\r\n" % header for header in reply.headers]
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    return b"".join((*lines, b"\r\n", reply.body))
