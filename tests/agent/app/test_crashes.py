@@ -106,7 +106,7 @@ def test_an_agent_killed_there_leaves_no_debris(
     names = [n for n in outcomes[fail_point].files if not n.startswith(("tuf/", "outbox/", "identity/"))]
 
     assert names == sorted(
-        [*(f"bundles/{d}.tar" for d in digests), "boot", "committed.json", "update.json", "windows.json"]
+        [*(f"bundles/{d}.tar" for d in digests), "boot", "committed.json", "latest-time", "update.json", "windows.json"]
     )
 
 
