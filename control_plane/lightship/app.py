@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 
@@ -21,6 +22,8 @@ from lightship_agent.contract.codes import SettingsError
 from lightship_agent.files import write_durably
 
 from .api.device_api import DeviceApi
+from .api.guard import Policy
+from .api.listener import Listener, operator_listener
 from .api.operator_api import create_operator_app
 from .api.tls_protocol import PeerProtocol
 from .fleet import certificates
@@ -45,6 +48,7 @@ class Addresses:
     dashboard: str
     devices: str
     broker: BrokerInfo | None
+    access: str  # who may read and act through the dashboard's address, in words
 
 
 class ControlPlane:
@@ -75,6 +79,7 @@ class ControlPlane:
 
     def _start(self) -> Addresses:
         settings, home = self._settings, self._home
+        listener = operator_listener(settings)
         operator_socket = self._bind(settings.api_host, settings.api_port, "api_port")
         device_socket = self._bind(settings.device_host, settings.device_port, "device_port")
         with home.database.read() as session:
@@ -99,12 +104,21 @@ class ControlPlane:
         reconciler.start()
         self._stack.callback(reconciler.stop)
         info = broker.info if broker else None
-        operator_app = create_operator_app(home, [*server_names([settings.api_host]), "[::1]"])
+        names = server_names([n for n in (settings.api_host, settings.public_host) if n])
+        policy = Policy(settings.environment, listener.open_reads, secure_cookies=listener.tls)
+        operator_app = create_operator_app(home, [*names, "[::1]"], policy)
         add_pages(operator_app, home)
         # An open dashboard keeps an event stream open, which must not keep us from stopping.
         self._stopping = operator_app.state.live.stop
         operator_config = uvicorn.Config(
-            operator_app, lifespan="off", access_log=False, log_level="warning", timeout_graceful_shutdown=STOP_SECONDS
+            operator_app,
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=STOP_SECONDS,
+            # Whoever is at the other end is written to the audit log: no header may say otherwise.
+            proxy_headers=False,
+            **self._operator_tls(listener, names),
         )
         self._servers = [
             _Server(operator_config),
@@ -112,9 +126,10 @@ class ControlPlane:
         ]
         self._sockets = [operator_socket, device_socket]
         self.addresses = Addresses(
-            dashboard=f"http://{settings.api_host}:{operator_socket.getsockname()[1]}",
+            dashboard=f"{listener.scheme}://{settings.api_host}:{operator_socket.getsockname()[1]}",
             devices=f"https://{settings.reachable_host}:{device_socket.getsockname()[1]}",
             broker=info,
+            access=listener.notice,
         )
         return self.addresses
 
@@ -158,6 +173,19 @@ class ControlPlane:
             raise SettingsError("settings.port-taken", message, remedy=f"Set {name} to another port, or 0.") from e
         self._stack.callback(s.close)
         return s
+
+    def _operator_tls(self, listener: Listener, names: list[str]) -> dict[str, Any]:
+        """What uvicorn needs for HTTPS: the certificate given, or one of our CA, made anew at every start."""
+        if not listener.tls:
+            return {}
+        key, certificate = listener.key, listener.certificate
+        if key is None or certificate is None:
+            folder = self._home.path / "ca"
+            key, certificate = folder / "api.key", folder / "api.pem"
+            made_key, chain = self._home.ca.issue_server(names)
+            write_durably(key, made_key, mode=0o600)
+            write_durably(certificate, chain)
+        return {"ssl_keyfile": str(key), "ssl_certfile": str(certificate)}
 
     def _device_config(self, api: DeviceApi) -> uvicorn.Config:
         folder = self._home.path / "ca"

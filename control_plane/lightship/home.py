@@ -10,9 +10,10 @@ Rules: `Home.create` makes all of it or says why not; `Home.open` refuses a fold
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,8 +122,17 @@ class Home:
 
 
 def operator() -> str:
-    """Who acts, for the audit log: the name of the system user."""
+    """Who acts, for the audit log: the system user this process runs as, as the kernel says and no variable can."""
     try:
-        return f"user:{getpass.getuser()}"
-    except (OSError, KeyError):
+        return f"user:{pwd.getpwuid(os.getuid()).pw_name}"
+    except KeyError:
         return f"uid:{os.getuid()}"
+
+
+def terminal(environment: Mapping[str, str]) -> str:
+    """From where a command came, for the audit log. Variables say so, which whoever acts can set: a hint, no proof."""
+    client = environment.get("SSH_CONNECTION", "").partition(" ")[0]
+    parts = [f"ssh {client}" if client else "console"]
+    if sudo := environment.get("SUDO_USER", ""):
+        parts.append(f"sudo by {sudo}")
+    return ", ".join(parts)[:120]

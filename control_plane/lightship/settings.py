@@ -38,10 +38,25 @@ class Setting:
 SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("home", "~/.lightship", "Where the database, artifacts, keys and the release repository live."),
     Setting("tenant", "default", "First level of this fleet's topics."),
-    Setting(
-        "api_host", "127.0.0.1", "Address of the operator API and the dashboard; plain HTTP, so keep it on loopback."
-    ),
+    Setting("environment", "development", "What this server is: API tokens made for another environment are refused."),
+    Setting("api_host", "127.0.0.1", "Address of the operator API and the dashboard."),
     Setting("api_port", "8600", "Port of the operator API and the dashboard; 0 picks a free one."),
+    Setting(
+        "api_tls",
+        "auto",
+        "How the operator API is served: plain HTTP on loopback and HTTPS elsewhere, always HTTPS, or always plain.",
+        "",
+        ("auto", "on", "insecure"),
+    ),
+    Setting("api_cert", "", "Its certificate chain, PEM. Empty: one of the built-in CA."),
+    Setting("api_key", "", "The key of api_cert, PEM."),
+    Setting(
+        "api_reads",
+        "auto",
+        "Whether reading needs a token: none on loopback in the environment development, none on loopback, always one.",
+        "",
+        ("auto", "open", "token"),
+    ),
     Setting("device_host", "127.0.0.1", "Address the device API (HTTPS, mutual TLS) binds to."),
     Setting("device_port", "8643", "Port of the device API; 0 picks a free one."),
     Setting("public_host", "", "Host name devices use to reach us; goes into the certificate. Empty: device_host."),
@@ -72,8 +87,13 @@ class Settings:
 
     home: Path
     tenant: str
+    environment: str
     api_host: str
     api_port: int
+    api_tls: str
+    api_cert: str
+    api_key: str
+    api_reads: str
     device_host: str
     device_port: int
     public_host: str
@@ -112,10 +132,11 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, Any] |
         raw = flags.get(setting.name, environment.get(setting.env, file.get(setting.name, setting.default)))
         values[setting.name] = _parse(setting, types[setting.name], str(raw))
     values["home"] = home
-    try:
-        check_name("tenant", values["tenant"])
-    except InvalidNameError as e:
-        raise SettingsError("settings.invalid", f"tenant: {e}") from e
+    for name in ("tenant", "environment"):
+        try:
+            check_name(name, values[name])
+        except InvalidNameError as e:
+            raise SettingsError("settings.invalid", f"{name}: {e}") from e
     return Settings(**values)
 
 

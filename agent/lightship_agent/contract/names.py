@@ -17,6 +17,8 @@ _PATTERNS: Final[dict[str, re.Pattern[str]]] = {
     "dataset name": re.compile(r"[a-z0-9][a-z0-9-]{1,62}"),
     "group": re.compile(r"[a-z0-9][a-z0-9-]{0,62}"),
     "tenant": re.compile(r"[a-z0-9][a-z0-9-]{0,62}"),
+    "token name": re.compile(r"[a-z0-9][a-z0-9-]{0,62}"),
+    "environment": re.compile(r"[a-z0-9][a-z0-9-]{0,62}"),
     "alias": re.compile(r"[a-z][a-z0-9-]{0,31}"),
     "feature name": re.compile(r"[a-z][a-z0-9_]{0,62}"),
 }

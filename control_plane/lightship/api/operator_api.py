@@ -1,80 +1,85 @@
-"""API: the face operators and their programs speak to, on loopback.
+"""API: the face operators and their programs speak to.
 
-Rules: reading needs nothing on loopback; every mutating call needs the bearer token in `<home>/operator-token`
-and is audited; errors are JSON with a stable code.
+Rules: every route declares what it does, and a guard stands before it (`guard.py`); every mutating call needs a bearer
+token of a role that may, and is audited; errors are JSON with a stable code.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lightship import __version__
+from lightship.access.rules import Verb
 from lightship.fleet import rollouts
 from lightship.home import Home
+from lightship.storage import audit as audit_log
 from lightship.storage.models import Device
-from lightship_agent.contract.codes import AccessError, FleetError, LightshipError, StorageError
+from lightship_agent.contract.codes import FleetError, LightshipError, StorageError
 
-from . import metrics, views
+from . import metrics, operator_acts, views
+from .guard import Guard, Policy, does
 
-ACTOR = "api:operator-token"
-_STATUS = {
+_STATUS: Final = {
     "access.token": 401,
+    "access.role": 403,
+    "access.environment": 403,
+    "access.unknown": 404,
     "fleet.unknown-device": 404,
     "fleet.unknown-rollout": 404,
+    "name.invalid": 422,
     "registry.unknown-model": 404,
     "registry.unknown-version": 404,
+    "wire.too-large": 413,
 }
 
 
-class Intervention(BaseModel):
-    """Body of a rollout intervention."""
-
-    reason: str = ""
-    revert: bool = True
-
-
-def create_operator_app(home: Home, hosts: Sequence[str] = ()) -> FastAPI:
-    """The operator API over `home`.
+def create_operator_app(home: Home, hosts: Sequence[str] = (), policy: Policy | None = None) -> FastAPI:
+    """The operator API over `home`; `app.state.guard` stands before its routes, and before those added later.
 
     Args:
         home: what is shown and acted on.
         hosts: names under which we may be asked; others are refused, so that a foreign page whose name resolves to
             this machine can't read here. None given: no check.
+        policy: which environment this is, and whether reading needs a token; by default as on a developer's machine.
     """
-    app = FastAPI(title="Lightship", version=__version__, docs_url=None, redoc_url=None)
+    # The schema is served by a route of ours, behind the guard; FastAPI's own would stand before it.
+    app = FastAPI(title="Lightship", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_exception_handler(LightshipError, _refuse)
-    guard = Depends(_guard(home))
-    _add_reads(app, home)
-
-    @app.post("/api/v1/rollouts/{rollout}/{act}", dependencies=[guard])
-    def intervene(rollout: str, act: str, body: Intervention) -> dict[str, Any]:
-        """Pause, resume or abort a rollout."""
-        if act not in ("pause", "resume", "abort"):
-            raise FleetError("fleet.rollout-state", f"Expected pause, resume or abort; found {act!r}.")
-        with home.database.write() as session:
-            row = rollouts.intervene(session, rollout, act, actor=ACTOR, reason=body.reason, revert=body.revert)
-            return rollouts.view(session, row)
-
+    app.add_exception_handler(LightshipError, refuse)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    guard = app.state.guard = Guard(home, policy or Policy())
+    guard.protect(app)
+    _add_fleet(app, home)
+    _add_audit(app, home)
+    _add_health(app, home)
+    operator_acts.add_acts(app, home)
     return app
 
 
-def _add_reads(app: FastAPI, home: Home) -> None:
+def _add_fleet(app: FastAPI, home: Home) -> None:
     @app.get("/api/v1/overview")
+    @does(Verb.FLEET_READ)
     def overview() -> dict[str, Any]:
         """Fleet, rollouts, versions, alarms."""
         with home.database.read() as session:
             return views.overview(session)
 
+    @app.get("/api/v1/devices")
+    @does(Verb.FLEET_READ)
+    def devices(group: str = "") -> list[dict[str, Any]]:
+        """All devices, or those of a group: what they run, by their own reports."""
+        with home.database.read() as session:
+            return views.devices(session, group)
+
     @app.get("/api/v1/devices/{device}")
+    @does(Verb.FLEET_READ)
     def device(device: str) -> dict[str, Any]:
         """One device in detail."""
         with home.database.read() as session:
@@ -84,30 +89,60 @@ def _add_reads(app: FastAPI, home: Home) -> None:
             return views.device_detail(session, row)
 
     @app.get("/api/v1/models/{model}/versions/{version}/exposures")
+    @does(Verb.FLEET_READ)
     def exposures(model: str, version: int) -> list[dict[str, Any]]:
         """Who was ever served by a version, and for how long."""
         with home.database.read() as session:
             return views.exposures(session, model, version)
 
     @app.get("/api/v1/models/{model}/windows")
+    @does(Verb.FLEET_READ)
     def windows(model: str) -> dict[str, list[dict[str, Any]]]:
         """Drift and accuracy by device and window."""
         with home.database.read() as session:
             return views.window_series(session, model)
 
+    @app.get("/api/v1/releases")
+    @does(Verb.FLEET_READ)
+    def releases() -> list[dict[str, Any]]:
+        """What the signed repository lists."""
+        return [{"path": r.path, "sha256": r.sha256, "length": r.length} for r in home.releases.released()]
+
+    @app.get("/api/v1/rollouts")
+    @does(Verb.FLEET_READ)
+    def rollout_list(limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> list[dict[str, Any]]:
+        """The newest rollouts."""
+        with home.database.read() as session:
+            return views.rollout_list(session, limit)
+
     @app.get("/api/v1/rollouts/{rollout}")
+    @does(Verb.FLEET_READ)
     def rollout(rollout: str) -> dict[str, Any]:
         """One rollout."""
         with home.database.read() as session:
             return rollouts.view(session, rollouts.get(session, rollout))
 
+
+def _add_audit(app: FastAPI, home: Home) -> None:
     @app.get("/api/v1/audit")
-    def audit(limit: Annotated[int, Query(ge=1, le=1_000)] = 200) -> list[dict[str, Any]]:
+    @does(Verb.AUDIT_READ)
+    def audit(limit: Annotated[int, Query(ge=1, le=1_000)] = 200, subject: str = "") -> list[dict[str, Any]]:
         """The newest audit events."""
         with home.database.read() as session:
-            return views.audit_events(session, limit)
+            return views.audit_events(session, limit, subject)
 
+    @app.get("/api/v1/audit/verify")
+    @does(Verb.AUDIT_READ)
+    def verify(head: str = "") -> dict[str, Any]:
+        """Check the audit log's chain, against a head noted earlier if one is given."""
+        with home.database.read() as session:
+            found = audit_log.verify(session, head)
+        return {"events": found.events, "head": found.head, "since": found.since if head else None, "whole": True}
+
+
+def _add_health(app: FastAPI, home: Home) -> None:
     @app.get("/healthz")
+    @does(Verb.OPEN)
     def healthz() -> PlainTextResponse:
         """Whether the database answers."""
         with home.database.read() as session:
@@ -115,23 +150,28 @@ def _add_reads(app: FastAPI, home: Home) -> None:
         return PlainTextResponse("ok\n")
 
     @app.get("/metrics")
+    @does(Verb.FLEET_READ)
     def prometheus() -> Response:
         """Prometheus exposition."""
         return Response(metrics.render(home), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-
-def _guard(home: Home) -> Any:
-    expected = home.token_path.read_text().strip()
-
-    def check(authorization: Annotated[str, Header()] = "") -> None:
-        shown = authorization.removeprefix("Bearer ").strip()
-        if not hmac.compare_digest(shown.encode(), expected.encode()):
-            raise AccessError("access.token", "Expected the bearer token in <home>/operator-token.")
-
-    return check
+    @app.get("/openapi.json")
+    @does(Verb.FLEET_READ)
+    def schema() -> dict[str, Any]:
+        """This API as an OpenAPI schema."""
+        return app.openapi()
 
 
-async def _refuse(_request: Request, error: Exception) -> Response:
+async def refuse(_request: Request, error: Exception) -> Response:
+    """A refusal as JSON, with the status its code has here."""
     assert isinstance(error, LightshipError)
     status = 503 if isinstance(error, StorageError) else _STATUS.get(error.code, 409)
-    return JSONResponse({"error": str(error), "code": error.code}, status_code=status)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse({"error": str(error), "code": error.code}, status_code=status, headers=headers)
+
+
+async def _malformed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # What was sent is not repeated: it may have been a secret in the wrong field.
+    said = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
+    return JSONResponse({"error": said, "code": "wire.malformed"}, status_code=422)

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Float, cast, func, select
 from sqlalchemy.orm import Session
 
+from lightship.access import tokens
 from lightship.fleet import rollouts
 from lightship.registry import versions
 from lightship.storage.audit import now_ms
@@ -298,8 +299,36 @@ def audit_events(session: Session, limit: int = 200, subject: str = "") -> list[
     query = select(AuditEvent).order_by(AuditEvent.seq.desc()).limit(limit)
     rows = session.scalars(query.where(AuditEvent.subject == subject) if subject else query)
     return [
-        {"seq": e.seq, "at": e.at, "actor": e.actor, "verb": e.verb, "subject": e.subject, "detail": e.detail}
+        {
+            "seq": e.seq,
+            "at": e.at,
+            "actor": e.actor,
+            "origin": e.origin,
+            "verb": e.verb,
+            "subject": e.subject,
+            "detail": e.detail,
+        }
         for e in rows
+    ]
+
+
+def api_tokens(session: Session) -> list[Json]:
+    """API tokens by name, without their secrets."""
+    now = now_ms()
+    return [
+        {
+            "name": t.name,
+            "role": t.role,
+            "environment": t.environment,
+            "state": tokens.state(t, now),
+            "created_at": t.created_at,
+            "created_by": t.created_by,
+            "expires_at": t.expires_at,
+            "revoked_at": t.revoked_at,
+            "last_used_at": t.last_used_at,
+            "last_used_from": t.last_used_from,
+        }
+        for t in tokens.listed(session)
     ]
 
 

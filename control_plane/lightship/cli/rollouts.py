@@ -56,8 +56,10 @@ def _plan_options(command: Any) -> Any:
 @with_home
 def plan(home: Home, reference: str, as_json: bool, **options: Any) -> None:
     """Which device would be in which wave. Changes nothing."""
+    from lightship.fleet import planning
+
     with home.database.read() as session:
-        made, _ = _make(session, reference, options)
+        made = planning.plan(session, _wish(reference, options))
     if as_json:
         import msgspec
 
@@ -79,18 +81,16 @@ def plan(home: Home, reference: str, as_json: bool, **options: Any) -> None:
 @with_home
 def start(home: Home, reference: str, reason: str, as_json: bool, **options: Any) -> None:
     """Start a rollout; `lightship up` carries it out."""
-    from lightship.fleet import rollouts
+    from lightship.fleet import planning, rollouts
 
-    rollout_id = rollouts.new_id()
     with home.database.write() as session:
-        made, selector = _make(session, reference, options)
-        row = rollouts.create(session, made, selector=selector, rollout=rollout_id, actor=operator(), reason=reason)
+        row = planning.start(session, _wish(reference, options), actor=operator(), reason=reason)
         seen = rollouts.view(session, row)
     if as_json:
         emit(seen)
     else:
-        say(f"Rollout {rollout_id} of {made.model}@{made.version} begins.")
-        say(f"Watch it: lightship rollout watch {rollout_id}")
+        say(f"Rollout {row.id} of {row.model}@{row.version} begins.")
+        say(f"Watch it: lightship rollout watch {row.id}")
 
 
 @rollout.command()
@@ -200,18 +200,10 @@ def _intervene(home: Home, rollout_id: str, what: str, reason: str, *, as_json: 
         say(_line(seen))
 
 
-def _make(session: Any, reference: str, options: dict[str, Any]) -> Any:
-    from lightship.fleet import rollouts
-    from lightship.fleet.rollout import Rules, WaveSpec
-    from lightship.registry import versions
+def _wish(reference: str, options: dict[str, Any]) -> Any:
+    from lightship.fleet.planning import Wish
+    from lightship.fleet.rollout import Rules
 
-    version = versions.resolve(session, reference)
-    selector = rollouts.Selector(
-        group=options["group"], labels=dict(text.partition("=")[::2] for text in options["label"])
-    )
-    waves = [WaveSpec(name="canary", count=options["canary"])]
-    waves += [WaveSpec(name=f"{share:.0%}", share=share) for share in options["wave"]]
-    waves.append(WaveSpec(name="rest", gate=False))
     rules = Rules(
         require_labels=options["require_labels"],
         gate_timeout=options["gate_timeout"],
@@ -219,15 +211,14 @@ def _make(session: Any, reference: str, options: dict[str, Any]) -> Any:
         offline_after=options["offline_after"],
         halt_share=options["halt_share"],
     )
-    made = rollouts.make_plan(
-        session,
-        model=version.model,
-        version=version.version,
-        selector=selector,
-        waves=tuple(waves),
+    return Wish(
+        reference=reference,
+        group=options["group"],
+        labels=dict(text.partition("=")[::2] for text in options["label"]),
+        canary=options["canary"],
+        waves=tuple(options["wave"]),
         rules=rules,
     )
-    return made, selector
 
 
 def _line(seen: dict[str, Any]) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 
 from lightship import __version__
+from lightship.home import terminal
 from lightship.settings import SETTINGS, Settings, load_settings
+from lightship.storage.audit import coming_from
 from lightship_agent.contract.codes import LightshipError
 from lightship_agent.files import write_durably
 
@@ -23,6 +25,7 @@ from .devices import device
 from .models import model, release, train
 from .retrain import alarm, retrain
 from .rollouts import rollout
+from .tokens import token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,6 +35,7 @@ from .rollouts import rollout
 def cli(context: click.Context, home: str | None) -> None:
     """Train, release and roll out models to a fleet of edge devices, and watch them there."""
     context.obj = load_settings(os.environ, {"home": home})
+    context.with_resource(coming_from(terminal(os.environ)))
 
 
 @cli.command()
@@ -85,12 +89,14 @@ def up(settings: Settings, /, ready_file: Path | None, as_json: bool, **flags: s
             "devices": addresses.devices,
             "broker": f"{broker.kind} {broker.host}:{broker.port} ({broker.auth})" if broker else "none",
             "notice": broker.notice if broker else "No broker: devices report over HTTPS and poll.",
+            "environment": settings.environment,
+            "access": addresses.access,
         }
         if as_json:
             emit(facts)
         else:
             say(f"dashboard {facts['dashboard']}\ndevices   {facts['devices']}\nbroker    {facts['broker']}")
-            say("\n".join(t for t in (facts["notice"], DEVELOPMENT_NOTICE) if t))
+            say("\n".join(t for t in (facts["access"], facts["notice"], DEVELOPMENT_NOTICE) if t))
         if ready_file is not None:
             write_durably(ready_file, json.dumps(facts).encode())
         plane.serve()
@@ -156,7 +162,7 @@ def upgrade(settings: Settings, as_json: bool) -> None:
         say("The schema is up to date.")
 
 
-for _command in (_up_options(up), data, train, model, release, device, rollout, retrain, alarm, audit):
+for _command in (_up_options(up), data, train, model, release, device, rollout, retrain, alarm, audit, token):
     cli.add_command(_command)
 
 

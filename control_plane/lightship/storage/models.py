@@ -106,6 +106,24 @@ class AuditEvent(Base):
     detail: Mapped[Json]
     previous: Mapped[str] = mapped_column(String(64))
     digest: Mapped[str] = mapped_column(String(64))
+    origin: Mapped[str] = mapped_column(default="")  # from where
+
+
+class ApiToken(Base):
+    """An operator's API token; only the hash is kept, and a name is never used twice."""
+
+    __tablename__ = "api_tokens"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(16), unique=True)
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    role: Mapped[str]  # viewer | operator | releaser | admin
+    environment: Mapped[str]
+    created_at: Mapped[int]
+    created_by: Mapped[str]
+    expires_at: Mapped[int]
+    revoked_at: Mapped[int | None]
+    last_used_at: Mapped[int] = mapped_column(default=0)
+    last_used_from: Mapped[str] = mapped_column(default="")
 
 
 class Device(Base):

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "device": "lightship device show {id}",
     "devices": "lightship device list",
     "token": "lightship device token",
+    "sign-in": "lightship token create",
     "rollout": "lightship rollout status {id}",
     "pause": "lightship rollout pause {id}",
     "resume": "lightship rollout resume {id}",

@@ -9,9 +9,11 @@ from contextlib import closing
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from lightship.home import Home
 from lightship.storage import audit
+from lightship.storage.models import AuditEvent
 from lightship_agent.contract.codes import StorageError
 
 EVENTS = 6  # besides the one that made the home
@@ -25,9 +27,14 @@ def chained(home: Home) -> Home:
     return home
 
 
-def verify(home: Home) -> int:
+def verify(home: Home, noted: str = "") -> int:
     with home.database.read() as session:
-        return audit.verify(session)
+        return audit.verify(session, noted).events
+
+
+def head(home: Home) -> str:
+    with home.database.read() as session:
+        return audit.head(session)
 
 
 def tamper(home: Home, *statements: str) -> None:
@@ -41,13 +48,63 @@ def test_an_untouched_chain_is_whole_from_the_first_event(chained: Home) -> None
     assert verify(chained) == EVENTS + 1
 
 
-def test_a_log_cut_off_at_its_end_verifies_but_its_head_is_another(chained: Home) -> None:
-    with chained.database.read() as session:
-        noted = audit.head(session)
+def test_a_log_cut_off_at_its_end_is_found_by_the_head_that_was_noted(chained: Home) -> None:
+    noted = head(chained)
+    assert verify(chained, noted) == EVENTS + 1
     tamper(chained, f"delete from audit_events where seq = {EVENTS + 1}")
     assert verify(chained) == EVENTS
+    with pytest.raises(StorageError, match="cut off") as e:
+        verify(chained, noted)
+    assert e.value.code == "storage.corrupt"
+
+
+def test_a_log_that_went_on_after_its_head_was_noted_is_whole_and_says_how_far_it_went(chained: Home) -> None:
+    noted = head(chained)
+    with chained.database.write() as session:
+        audit.append(session, actor="user:ann", verb="x", subject="y")
+        audit.append(session, actor="user:ann", verb="x", subject="z")
     with chained.database.read() as session:
-        assert audit.head(session) != noted
+        found = audit.verify(session, noted)
+        assert audit.verify(session, audit.GENESIS).since == found.events
+    assert (found.events, found.since) == (EVENTS + 3, 2)
+
+
+def test_a_log_that_was_emptied_fits_in_itself_and_is_found_by_the_head(chained: Home) -> None:
+    noted = head(chained)
+    tamper(chained, "delete from audit_events")
+    assert verify(chained) == 0
+    with pytest.raises(StorageError, match="cut off, or it was made anew"):
+        verify(chained, noted)
+
+
+def test_a_chain_made_anew_fits_in_itself_and_is_found_by_the_head(chained: Home) -> None:
+    """Who can write the database can do this; that is why a head is noted elsewhere."""
+    noted = head(chained)
+    with chained.database.write() as session:
+        events = list(session.scalars(select(AuditEvent).order_by(AuditEvent.seq)))
+        previous = audit.GENESIS
+        for event in events:
+            event.actor = "user:innocent"
+            event.previous, event.digest = previous, ""
+            previous = event.digest = audit._digest(event)
+    assert verify(chained) == EVENTS + 1
+    with pytest.raises(StorageError, match="made anew"):
+        verify(chained, noted)
+
+
+def test_where_an_act_came_from_is_written_and_chained(home: Home) -> None:
+    with audit.coming_from("203.0.113.9"), home.database.write() as session:
+        audit.append(session, actor="token:ci", verb="x", subject="y")
+    with home.database.write() as session:
+        audit.append(session, actor="lightship:reconciler", verb="x", subject="z")
+    with home.database.read() as session:
+        found = [e.origin for e in session.scalars(select(AuditEvent).order_by(AuditEvent.seq.desc()).limit(2))]
+    assert found == ["", "203.0.113.9"]
+    assert verify(home) == 3
+    for forged in ("''", "'198.51.100.1'"):
+        tamper(home, f"update audit_events set origin = {forged} where seq = 2")
+        with pytest.raises(StorageError, match="content was changed"):
+            verify(home)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +118,12 @@ def test_a_log_cut_off_at_its_end_verifies_but_its_head_is_another(chained: Home
         "update audit_events set digest = previous where seq = 4",
         "delete from audit_events where seq = 4",
         "delete from audit_events where seq = 1",
+        "insert into audit_events select 8, at, actor, verb, subject, detail, previous, digest, origin "
+        "from audit_events where seq = 4",
+        "insert into audit_events values (8, 1, 'user:eve', 'x', 'y', '{}', '', '', '')",
     ],
 )
-def test_a_changed_or_removed_event_is_found(chained: Home, statement: str) -> None:
+def test_a_changed_removed_or_inserted_event_is_found(chained: Home, statement: str) -> None:
     tamper(chained, statement)
     with pytest.raises(StorageError, match="does not fit the chain") as e:
         verify(chained)
@@ -85,6 +145,34 @@ def test_a_removed_event_is_found_even_when_the_rest_is_renumbered(chained: Home
     tamper(chained, "delete from audit_events where seq = 3", "update audit_events set seq = seq - 1 where seq > 3")
     with pytest.raises(StorageError):
         verify(chained)
+
+
+def test_an_event_put_into_the_middle_is_found_even_when_the_rest_is_renumbered(chained: Home) -> None:
+    tamper(
+        chained,
+        "update audit_events set seq = -seq - 1 where seq > 3",
+        "update audit_events set seq = -seq where seq < 0",
+        "insert into audit_events select 4, at, 'user:eve', verb, subject, detail, digest, digest, origin "
+        "from audit_events where seq = 3",
+    )
+    with pytest.raises(StorageError, match="event 4 does not fit"):
+        verify(chained)
+
+
+def test_an_exported_log_verifies_line_by_line_and_a_changed_line_does_not(chained: Home) -> None:
+    with chained.database.read() as session:
+        lines = list(audit.lines(session))
+    noted = head(chained)
+    assert audit.check(map(audit.read_line, lines), noted).events == EVENTS + 1
+    for wrong in (lines[1:], lines[:3] + lines[4:], [lines[1], lines[0], *lines[2:]], lines[:2] + lines[1:]):
+        with pytest.raises(StorageError, match="does not fit"):
+            audit.check(map(audit.read_line, wrong))
+    with pytest.raises(StorageError, match="does not fit"):
+        audit.check(map(audit.read_line, [line.replace("pump-3", "pump-4") for line in lines]))
+    with pytest.raises(StorageError, match="cut off"):
+        audit.check(map(audit.read_line, lines[:-1]), noted)
+    with pytest.raises(StorageError, match="Not a line"):
+        audit.read_line('{"seq": 1}')
 
 
 def test_an_act_that_fails_leaves_no_event(home: Home) -> None:
