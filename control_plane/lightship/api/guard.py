@@ -111,8 +111,10 @@ class Guard:
         try:
             permit(grant, verb, environment=self.policy.environment, open_reads=self.policy.open_reads)
         except AccessError as e:
+            # Strangers knock all day; a token that tries what it may not is worth a look.
+            level = logging.WARNING if grant else logging.INFO
             who = grant.name if grant else "nobody"
-            log.warning("%s refused from %s: %s for %s", verb, origin_of(request), e.code, who)
+            log.log(level, "%s refused from %s: %s for %s", verb, origin_of(request), e.code, who)
             raise
         _CALLER.set(grant)
 
