@@ -74,13 +74,13 @@ class Home:
             home.keys.create()
             home.ca.create()
             home.releases.create()
-        if not home.token_path.exists():
-            write_durably(home.token_path, secrets.token_urlsafe(32).encode(), mode=0o600)
         fresh = not (path / "lightship.db").exists()
-        home.database.upgrade()
+        home.upgrade()
         if fresh:
             with home.database.write() as session:
                 audit.append(session, actor=operator(), verb="home.create", subject=str(path.name))
+        if not home.token_path.exists():
+            home.make_operator_token(audited=not fresh)
         return home
 
     @classmethod
@@ -110,6 +110,32 @@ class Home:
             ca=CertificateAuthority(path / "ca"),
             releases=ReleaseRepository(path / "tuf", keys),
         )
+
+    def upgrade(self) -> None:
+        """Bring the schema to this version.
+
+        Raises:
+            StorageError: as `Database.upgrade`.
+        """
+        before = self.database.revision()
+        self.database.upgrade()
+        after = self.database.revision()
+        if before not in (None, after):
+            with self.database.write() as session:
+                detail = {"from": before, "to": after}
+                audit.append(session, actor=operator(), verb="home.upgrade", subject=str(self.path.name), detail=detail)
+
+    def make_operator_token(self, *, audited: bool = True) -> None:
+        """Make the credential that may do everything; who has the home has it.
+
+        Raises:
+            StorageError: storage.full, storage.unwritable.
+        """
+        with self.database.write() as session:
+            if audited:
+                detail = {"role": "admin", "file": self.token_path.name}
+                audit.append(session, actor=operator(), verb="access.grant", subject="operator-token", detail=detail)
+            write_durably(self.token_path, secrets.token_urlsafe(32).encode(), mode=0o600)
 
     @property
     def token_path(self) -> Path:

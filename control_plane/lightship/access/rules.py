@@ -43,6 +43,7 @@ class Verb(StrEnum):
     ROLLOUT_RESUME = "rollout.resume"
     ROLLOUT_ABORT = "rollout.abort"
     DEVICE_TOKEN = "device.token"  # noqa: S105 - the name of an act, not a secret
+    DEVICE_RETRY = "device.retry"
     DEVICE_REVOKE = "device.revoke"
     RELEASE_PUBLISH = "release.publish"
     RELEASE_REVOKE = "release.revoke"
@@ -70,6 +71,7 @@ RULES: Final[dict[Verb, Rule]] = {
     Verb.ROLLOUT_RESUME: Rule(Role.OPERATOR, True, "resume a rollout"),
     Verb.ROLLOUT_ABORT: Rule(Role.OPERATOR, True, "abort a rollout, and take devices back"),
     Verb.DEVICE_TOKEN: Rule(Role.OPERATOR, True, "make a join token"),
+    Verb.DEVICE_RETRY: Rule(Role.OPERATOR, True, "let a device try a bundle again that failed there"),
     Verb.DEVICE_REVOKE: Rule(Role.OPERATOR, True, "revoke a device"),
     Verb.RELEASE_PUBLISH: Rule(Role.RELEASER, True, "sign and publish a version"),
     Verb.RELEASE_REVOKE: Rule(Role.RELEASER, True, "de-list a version"),

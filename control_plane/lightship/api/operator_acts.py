@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lightship.access import tokens
 from lightship.access.rules import Role, Verb
-from lightship.fleet import enrolment, planning, rollouts
+from lightship.fleet import director, enrolment, planning, rollouts
 from lightship.fleet.rollout import Rules
 from lightship.home import Home
 from lightship.registry import release
@@ -174,6 +174,13 @@ def _add_devices(app: FastAPI, home: Home) -> None:
                 actor=actor(),
             )
         return _secret({"token": made, "uses": body.uses, "ttl": body.ttl})
+
+    @app.post("/api/v1/devices/{device}/retry")
+    @does(Verb.DEVICE_RETRY)
+    def retry(device: str) -> dict[str, Any]:
+        """Let a device try its assigned bundle again, though it failed there before."""
+        with home.database.write() as session:
+            return {"device": device, "seq": director.retry(session, home.keys, device=device, actor=actor())}
 
     @app.post("/api/v1/devices/{device}/revoke")
     @does(Verb.DEVICE_REVOKE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from lightship.home import Home, operator
-from lightship_agent.contract.codes import RegistryError
 
 from .console import emit, json_option, say, stamp, table, with_home
 
@@ -56,17 +55,10 @@ def run(home: Home, proposal: str, as_json: bool) -> None:
 @with_home
 def dismiss(home: Home, proposal: str, reason: str, as_json: bool) -> None:
     """Close a proposal without training."""
-    from lightship.storage import audit
-    from lightship.storage.models import RetrainProposal
+    from lightship.monitoring import retrain as retraining
 
     with home.database.write() as session:
-        row = session.get(RetrainProposal, proposal)
-        if row is None or row.status != "proposed":
-            raise RegistryError(
-                "registry.state", f"No open proposal {proposal!r}.", remedy="See `lightship retrain list`."
-            )
-        row.status, row.detail, row.updated_at = "dismissed", reason, audit.now_ms()
-        audit.append(session, actor=operator(), verb="retrain.dismiss", subject=proposal, detail={"reason": reason})
+        retraining.dismiss(session, proposal, actor=operator(), reason=reason)
     if as_json:
         emit({"id": proposal, "status": "dismissed"})
     else:

@@ -154,7 +154,7 @@ def upgrade(settings: Settings, as_json: bool) -> None:
     from lightship.home import Home
 
     home = Home.at(settings.home)
-    home.database.upgrade()
+    home.upgrade()
     home.close()
     if as_json:
         emit({"upgraded": True})

@@ -24,6 +24,7 @@ from lightship.monitoring.retrain import RetrainRunner
 from lightship.monitoring.watch import Watch, watch_model
 from lightship.registry.bundles import BundleCache
 from lightship.settings import Settings
+from lightship.storage import audit
 from lightship.storage.audit import now_ms
 from lightship.storage.models import Device
 from lightship_agent.contract.codes import LightshipError
@@ -132,6 +133,9 @@ class Reconciler:
         renewed = self._home.releases.renew(datetime.now(UTC))
         if renewed:
             log.info("release metadata re-signed: %s", ", ".join(renewed))
+            with self._home.database.write() as session:
+                for role in renewed:
+                    audit.append(session, actor=rollouts.ACTOR, verb="release.renew", subject=role)
 
     def _watch_models(self) -> None:
         with self._home.database.read() as session:

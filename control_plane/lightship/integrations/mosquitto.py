@@ -127,6 +127,7 @@ def start(program: str, config: Path) -> subprocess.Popen[bytes]:
                 stdout=log,
                 stderr=log,
                 cwd=config.parent,
+                env={"PATH": os.environ.get("PATH", "")},
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - a single prctl call, before any thread is started
             )
         except OSError as e:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from lightship.data.dataset import Dataset, concat
 from lightship.home import Home
-from lightship.settings import Settings
+from lightship.settings import SETTINGS, Settings
 from lightship.storage import audit
 from lightship.storage.models import FeedbackRow, ModelVersion, RetrainProposal, RolloutRow, Run
 from lightship_agent.contract.codes import DataError, FleetError, LightshipError, RegistryError
@@ -55,7 +55,7 @@ class RetrainRunner:
             proposal = _ready(session, self._settings.retrain_min_rows)
             if proposal is None:
                 return
-            proposal.status, proposal.updated_at = "running", audit.now_ms()
+            _begin(session, proposal, ACTOR)
             self._proposal = proposal.id
         log.info("retrain %s begins", self._proposal)
         command = [sys.executable, "-m", "lightship", "--home", str(self._home.path), "retrain", "run", self._proposal]
@@ -89,6 +89,8 @@ class RetrainRunner:
             proposal.status = "proposed" if stopped else "failed"
             if not stopped:
                 proposal.detail = f"The retrain process ended with status {status}; see retrain.log."
+            verb = "retrain.stopped" if stopped else "retrain.failed"
+            audit.append(session, actor=ACTOR, verb=verb, subject=proposal.id, detail={"status": status})
 
 
 def run_proposal(home: Home, proposal_id: str, *, actor: str = ACTOR) -> RetrainProposal:
@@ -103,14 +105,32 @@ def run_proposal(home: Home, proposal_id: str, *, actor: str = ACTOR) -> Retrain
         if proposal is None or proposal.status not in ("proposed", "running"):
             found = proposal.status if proposal is not None else "unknown"
             raise RegistryError("registry.state", f"Proposal {proposal_id!r} is {found}; expected one that is open.")
-        proposal.status, proposal.updated_at = "running", audit.now_ms()
+        # One that runs already was begun by the reconciler, whose child we are.
+        actor = ACTOR if proposal.status == "running" else actor
+        if proposal.status == "proposed":
+            _begin(session, proposal, actor)
     try:
         result = _train_and_roll_out(home, proposal, actor)
     except LightshipError as e:
         refused = e.code.startswith("gate.")
-        _finish(home, proposal_id, {"status": "refused" if refused else "failed", "detail": f"{e.code}: {e}"})
+        changes = {"status": "refused" if refused else "failed", "detail": f"{e.code}: {e}"}
+        _finish(home, proposal_id, changes, actor)
         raise
-    return _finish(home, proposal_id, result)
+    return _finish(home, proposal_id, result, actor)
+
+
+def dismiss(session: Session, proposal_id: str, *, actor: str, reason: str) -> None:
+    """Close a proposal without training.
+
+    Raises:
+        RegistryError: registry.state when the proposal is unknown or over.
+    """
+    row = session.get(RetrainProposal, proposal_id)
+    if row is None or row.status != "proposed":
+        message = f"No open proposal {proposal_id!r}."
+        raise RegistryError("registry.state", message, remedy="See `lightship retrain list`.")
+    row.status, row.detail, row.updated_at = "dismissed", reason, audit.now_ms()
+    audit.append(session, actor=actor, verb="retrain.dismiss", subject=proposal_id, detail={"reason": reason})
 
 
 def feedback_dataset(home: Home, model: str, excluded: list[str], since: int) -> tuple[Dataset, Dataset, int]:
@@ -252,18 +272,23 @@ def _champion(session: Session, model: str) -> tuple[Run, ModelVersion]:
     return run, champion
 
 
-def _finish(home: Home, proposal_id: str, changes: dict[str, Any]) -> RetrainProposal:
+def _begin(session: Session, proposal: RetrainProposal, actor: str) -> None:
+    proposal.status, proposal.updated_at = "running", audit.now_ms()
+    audit.append(session, actor=actor, verb="retrain.begin", subject=proposal.id, detail={"model": proposal.model})
+
+
+def _finish(home: Home, proposal_id: str, changes: dict[str, Any], actor: str) -> RetrainProposal:
     with home.database.write() as session:
         proposal = session.get(RetrainProposal, proposal_id)
         assert proposal is not None
         for name, value in changes.items():
             setattr(proposal, name, value)
         proposal.updated_at = audit.now_ms()
-        audit.append(session, actor=ACTOR, verb=f"retrain.{proposal.status}", subject=proposal_id, detail=changes)
+        audit.append(session, actor=actor, verb=f"retrain.{proposal.status}", subject=proposal_id, detail=changes)
     return proposal
 
 
 def _environment() -> dict[str, str]:
     """What the child needs and no secret: its interpreter's paths and the settings."""
-    kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
-    return {k: v for k, v in os.environ.items() if k in kept or k.startswith("LIGHTSHIP_")}
+    kept = {"PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", *(setting.env for setting in SETTINGS)}
+    return {k: v for k, v in os.environ.items() if k in kept}

@@ -78,7 +78,7 @@ def train_version(
     """
     check_name("model name", model)
     data = _load_dataset(home, dataset)
-    made = begin(home, data, model, kind, recipe.estimator, msgspec.to_builtins(recipe), [recipe.seed])
+    made = begin(home, data, model, kind, recipe.estimator, msgspec.to_builtins(recipe), [recipe.seed], actor)
     made.recipe_digest = recipe_digest(recipe)
     with recorded(home, made):
         tell = progress or (lambda _: None)
@@ -121,7 +121,7 @@ def import_version(
     check_name("model name", model)
     home.datasets.put(reference)
     recipe = {"source": onnx.name, "gate": gate}
-    made = begin(home, reference, model, "import", f"onnx:{onnx.name}", recipe, [])
+    made = begin(home, reference, model, "import", f"onnx:{onnx.name}", recipe, [], actor)
     with recorded(home, made):
         tell = progress or (lambda _: None)
         tell("reading the model in a process of its own")

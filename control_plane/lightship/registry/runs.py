@@ -43,10 +43,18 @@ class Making:
     importances: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     parent: str = ""
+    actor: str = ""
 
 
 def begin(
-    home: Home, data: Dataset, model: str, kind: Kind, estimator: str, recipe: dict[str, Any], seeds: list[int]
+    home: Home,
+    data: Dataset,
+    model: str,
+    kind: Kind,
+    estimator: str,
+    recipe: dict[str, Any],
+    seeds: list[int],
+    actor: str,
 ) -> Making:
     """Write a run that is under way, with all that is needed to repeat it."""
     environment = capture()
@@ -62,6 +70,7 @@ def begin(
         recipe=recipe,
         recipe_digest="",
         seeds=seeds,
+        actor=actor,
     )
     with home.database.write() as session:
         session.add(
@@ -83,6 +92,8 @@ def begin(
                 started_at=made.started,
             )
         )
+        detail = {"kind": kind, "model": model, "dataset": data.digest}
+        audit.append(session, actor=actor, verb="run.begin", subject=made.run_id, detail=detail)
     return made
 
 
@@ -111,3 +122,5 @@ class recorded:  # noqa: N801 - reads as a word in a with statement
             if isinstance(error, LightshipError):
                 run.error_code = error.code
                 run.status = "refused" if error.code.startswith(("gate.", "convert.")) else "failed"
+            detail = {"model": made.model, "code": run.error_code}
+            audit.append(session, actor=made.actor, verb=f"run.{run.status}", subject=made.run_id, detail=detail)

@@ -92,15 +92,24 @@ class Database:
         Raises:
             StorageError: storage.schema, storage.corrupt, storage.unwritable.
         """
-        from alembic.runtime.migration import MigrationContext
         from alembic.script import ScriptDirectory
 
         newest = ScriptDirectory.from_config(self._alembic()).get_current_head()
-        with _explained(), self.engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
+        found = self.revision()
         if found != newest:
             message = f"Expected schema {newest}, found {found}."
             raise StorageError("storage.schema", message, remedy="Run `lightship db upgrade`.")
+
+    def revision(self) -> str | None:
+        """The version of the schema; None for an empty database.
+
+        Raises:
+            StorageError: storage.corrupt, storage.unwritable.
+        """
+        from alembic.runtime.migration import MigrationContext
+
+        with _explained(), self.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
 
     def tables(self) -> list[str]:
         """The names of the tables that are there."""

@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -18,6 +19,8 @@ from lightship_agent.contract.wire import canonical_json, sha256_hex
 PACKAGES: Final = ("numpy", "scikit-learn", "skl2onnx", "onnx", "onnxruntime", "protobuf")
 UNKNOWN: Final = "unknown"
 _GIT_SECONDS: Final = 10
+#: Of our environment, all that git gets.
+_PASSED_ON: Final = ("PATH", "HOME", "LANG")
 
 
 def capture() -> dict[str, str]:
@@ -51,8 +54,11 @@ def code_revision(path: Path) -> str:
 
 def _git(path: Path, *arguments: str) -> str:
     command = ["git", "-C", str(path), *arguments]
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True, env=environment
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()

@@ -1,0 +1,303 @@
+"""Every act that changes something leaves one word in the log: who, from where, what, why.
+
+The lists here are complete: a new command, route or write to the database that is in none of them fails a test.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pwd
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+from alembic import command
+from click.testing import CliRunner
+from fastapi.routing import APIRoute
+from sqlalchemy import select, text
+from tests.control_plane.access.callers import AWAY, CLOSED, Caller, application, token
+from tests.control_plane.things import MODEL, add_device, register
+
+import lightship
+from lightship.access.rules import RULES, Role
+from lightship.api.guard import verb_of
+from lightship.cli import cli
+from lightship.fleet import director
+from lightship.home import Home
+from lightship.registry import versions
+from lightship.storage.models import AuditEvent, RetrainProposal
+
+CONTROL_PLANE = Path(lightship.__file__).parent
+
+#: Commands that change nothing in the home.
+READS = {
+    "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device list",
+    "device show", "model exposure", "model list", "model show", "release list", "retrain list", "rollout plan",
+    "rollout status", "rollout watch", "status", "token list",
+}  # fmt: skip
+
+#: Acts that have their own tests of what they write, because they train, migrate or serve: where.
+ELSEWHERE = {
+    "db upgrade": "test_a_migration_is_an_act",
+    "init": "test_making_a_home_and_its_credential_anew_are_acts",
+    "model import": "tests/control_plane/registry/test_pipeline.py",
+    "retrain run": "tests/control_plane/ingest/test_retrain.py",
+    "train": "tests/control_plane/registry/test_pipeline.py",
+    "up": "no act itself; what it runs has rows of its own",
+}
+
+#: Functions that write to the database and audit nothing, and why that is right.
+UNAUDITED = {
+    "api/device_api.py: _telemetry_now": "a device's report: kept as evidence with its sequence number",
+    "api/device_api.py: _device": "a renewed key is seen in use; the renewal itself was audited",
+    "api/guard.py: _touch": "the last use of a token, kept beside it",
+    "fleet/reconciler.py: stop": "the lease of the reconciler: housekeeping between replicas",
+    "fleet/reconciler.py: _ours": "the same",
+    "monitoring/mqtt_ingest.py: _flush": "a device's report: kept as evidence with its sequence number",
+}
+
+
+@dataclass
+class Stage:
+    """A home with something to act on."""
+
+    home: Home
+    folder: Path
+    rollout: str = ""
+
+    def run(self, *arguments: str) -> str:
+        runner = CliRunner(env={"SSH_CONNECTION": "192.0.2.9 1 192.0.2.1 22", "SUDO_USER": "ann", "USER": "mallory"})
+        done = runner.invoke(cli, ["--home", str(self.home.path), *arguments], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    def events(self) -> list[AuditEvent]:
+        with self.home.database.read() as session:
+            return list(session.scalars(select(AuditEvent).order_by(AuditEvent.seq)))
+
+    def start(self) -> None:
+        said = self.run("rollout", "start", f"{MODEL}@1", "--no-labels", "--json")
+        self.rollout = json.loads(said)["id"]
+
+    def pause(self) -> None:
+        self.start()
+        self.run("rollout", "pause", self.rollout)
+
+    def grant(self) -> None:
+        self.run("token", "create", "old", "--role", "viewer")
+
+    def assign(self) -> None:
+        with self.home.database.write() as session:
+            version = versions.get(session, MODEL, 1)
+            director.assign(session, self.home.keys, device="press-1", version=version, rollout="r", actor="user:test")
+
+
+@pytest.fixture
+def stage(home: Home, tmp_path: Path) -> Stage:
+    register(home, 1)
+    register(home, 2, released=False)
+    add_device(home, "press-1")
+    add_device(home, "press-2")
+    proposal = RetrainProposal(
+        id="p1", model=MODEL, status="proposed", reason="r", excluded=[], since=0, created_at=1, updated_at=1
+    )
+    with home.database.write() as session:
+        session.add(proposal)
+    rows = "".join(f"{i},{i % 7},{'no' if i % 2 else 'yes'}\n" for i in range(40))
+    (tmp_path / "rows.csv").write_text(f"a,b,y\n{rows}")
+    return Stage(home, tmp_path)
+
+
+@dataclass(frozen=True)
+class Act:
+    """How an act is done, what has to be there before, and the verb it leaves."""
+
+    verb: str
+    arguments: str
+    before: Callable[[Stage], object] = lambda _: None
+    says_why: bool = True
+
+
+COMMANDS = {
+    "data add": Act("data.add", "{folder}/rows.csv --name rows --target y", says_why=False),
+    "device retry": Act("device.assign", "press-1", Stage.assign, says_why=False),
+    "device revoke": Act("device.revoke", "press-1"),
+    "device token": Act("token.create", "", says_why=False),
+    "model alias": Act("model.alias", "pump@1 champion", says_why=False),
+    "release publish": Act("model.release", "pump@2", says_why=False),
+    "release revoke": Act("model.revoke", "pump@1"),
+    "retrain dismiss": Act("retrain.dismiss", "p1"),
+    "rollout abort": Act("rollout.abort", "{rollout}", Stage.start),
+    "rollout pause": Act("rollout.pause", "{rollout}", Stage.start),
+    "rollout resume": Act("rollout.resume", "{rollout}", Stage.pause),
+    "rollout start": Act("rollout.start", "pump@1 --no-labels"),
+    "token create": Act("access.grant", "ci --role viewer"),
+    "token revoke": Act("access.withdraw", "old", Stage.grant),
+}
+ROUTES = {
+    "/api/v1/devices/{device}/retry": Act("device.assign", "{}", Stage.assign, says_why=False),
+    "/api/v1/devices/{device}/revoke": Act("device.revoke", "{}"),
+    "/api/v1/join-tokens": Act("token.create", "{}", says_why=False),
+    "/api/v1/releases": Act("model.release", '{"reference": "pump@2"}', says_why=False),
+    "/api/v1/releases/revoke": Act("model.revoke", '{"reference": "pump@1"}'),
+    "/api/v1/rollouts": Act("rollout.start", '{"reference": "pump@1", "require_labels": false}'),
+    "/api/v1/rollouts/{rollout}/abort": Act("rollout.abort", "{}", Stage.start),
+    "/api/v1/rollouts/{rollout}/pause": Act("rollout.pause", "{}", Stage.start),
+    "/api/v1/rollouts/{rollout}/resume": Act("rollout.resume", "{}", Stage.pause),
+    "/api/v1/tokens": Act("access.grant", '{"name": "ci", "role": "viewer"}'),
+    "/api/v1/tokens/{name}/revoke": Act("access.withdraw", "{}", Stage.grant),
+}
+WHY = "because it was time"
+
+
+def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        if command.invoke_without_command:
+            yield " ".join(words)
+        for name, below in command.commands.items():
+            yield from leaves(below, (*words, name))
+    else:
+        yield " ".join(words)
+
+
+def test_every_command_is_known_to_read_or_to_act() -> None:
+    known = [*READS, *ELSEWHERE, *COMMANDS]
+    assert sorted(leaves(cli)) == sorted(known)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_that_acts_says_who_from_where_what_and_why(stage: Stage, words: str) -> None:
+    act = COMMANDS[words]
+    act.before(stage)
+    before = len(stage.events())
+    arguments = act.arguments.format(folder=stage.folder, rollout=stage.rollout).split()
+    stage.run(*words.split(), *arguments, *(["--reason", WHY] if act.says_why else []))
+    (event,) = stage.events()[before:]
+    assert event.verb == act.verb
+    assert event.actor == f"user:{pwd.getpwuid(os.getuid()).pw_name}"  # whatever USER says
+    assert event.origin == "ssh 192.0.2.9, sudo by ann"
+    assert not act.says_why or event.detail["reason"] == WHY
+
+
+@pytest.mark.parametrize("words", sorted(READS - {"rollout watch"}))
+def test_a_command_that_reads_leaves_nothing(stage: Stage, words: str) -> None:
+    reference = {
+        "data example": ["iris", "--out", str(stage.folder / "iris.csv")], "data show": ["rows"],
+        "device show": ["press-1"], "model exposure": ["pump@1"], "model show": ["pump@1", "--json"],
+        "rollout plan": ["pump@1", "--no-labels"],
+    }  # fmt: skip
+    if words == "data show":
+        stage.run("data", "add", str(stage.folder / "rows.csv"), "--name", "rows", "--target", "y")
+    before = len(stage.events())
+    stage.run(*words.split(), *reference.get(words, []))
+    assert len(stage.events()) == before
+
+
+def test_every_route_that_changes_something_is_known(home: Home) -> None:
+    changing = {
+        r.path
+        for r in application(home).routes
+        if isinstance(r, APIRoute) and (verb := verb_of(r.endpoint)) is not None and RULES[verb].changes
+    }
+    assert changing == set(ROUTES)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_route_that_acts_says_who_from_where_what_and_why(stage: Stage, path: str) -> None:
+    act = ROUTES[path]
+    act.before(stage)
+    shown = token(stage.home, Role.ADMIN, name="night-shift")
+    before = len(stage.events())
+    body = json.loads(act.arguments) | ({"reason": WHY} if act.says_why else {})
+    where = path.format(device="press-1", rollout=stage.rollout, name="old")
+    answer = Caller(application(stage.home, CLOSED), shown).post(where, body)
+    assert answer.status_code in (200, 201), answer.text
+    (event,) = stage.events()[before:]
+    assert (event.verb, event.actor, event.origin) == (act.verb, "token:night-shift", AWAY)
+    assert not act.says_why or event.detail["reason"] == WHY
+
+
+def test_a_migration_is_an_act(home: Home) -> None:
+    with home.database.write() as session:
+        session.execute(text("delete from audit_events"))
+    home.close()
+    config = home.database._alembic()
+    command.downgrade(config, "-1")
+    stage = Stage(home, home.path)
+    stage.run("db", "upgrade")
+    (event,) = stage.events()
+    assert (event.verb, event.actor[:5], event.origin[:3]) == ("home.upgrade", "user:", "ssh")
+    assert event.detail["from"] < event.detail["to"]
+    stage.run("db", "upgrade")
+    assert len(stage.events()) == 1
+
+
+def test_making_a_home_and_its_credential_anew_are_acts(tmp_path: Path) -> None:
+    stage = Stage(Home.at(tmp_path / "home"), tmp_path)
+    stage.run("init")
+    assert [(e.verb, e.origin) for e in stage.events()] == [("home.create", "ssh 192.0.2.9, sudo by ann")]
+    stage.home.token_path.unlink()
+    stage.run("init")
+    assert [(e.verb, e.subject) for e in stage.events()][1:] == [("access.grant", "operator-token")]
+    stage.run("init")
+    assert len(stage.events()) == 2
+    stage.home.close()
+
+
+def test_every_write_to_the_database_audits_or_is_known_not_to_be_an_act() -> None:
+    functions = dict(written_functions())
+    silent = {where for where, function in functions.items() if not audits(where, function, set())}
+    assert len(functions) > 25
+    assert silent == set(UNAUDITED)
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def package() -> dict[str, list[tuple[str, Function]]]:
+    """Every function by its name, with where it is."""
+    found: dict[str, list[tuple[str, Function]]] = {}
+    for path in sorted(CONTROL_PLANE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, Function):
+                where = f"{path.relative_to(CONTROL_PLANE)}: {node.name}"
+                found.setdefault(node.name, []).append((where, node))
+    return found
+
+
+def written_functions() -> Iterator[tuple[str, Function]]:
+    """Functions that open a transaction which may write."""
+    for defined in package().values():
+        for where, function in defined:
+            if any(ast.unparse(call.func).endswith("database.write") for call in calls(function)):
+                yield where, function
+
+
+def calls(function: Function) -> list[ast.Call]:
+    """The calls of a function, without those of functions inside it."""
+    inside = [n for n in ast.walk(function) if isinstance(n, Function) and n is not function]
+    theirs = {id(n) for inner in inside for n in ast.walk(inner)}
+    return [n for n in ast.walk(function) if isinstance(n, ast.Call) and id(n) not in theirs]
+
+
+def audits(where: str, function: Function, seen: set[str]) -> bool:
+    """Whether a function, or one of ours that it calls, appends to the log."""
+    seen.add(where)
+    named = {a.asname: a.name for n in ast.walk(function) if isinstance(n, ast.ImportFrom) for a in n.names if a.asname}
+    for call in calls(function):
+        owner, _, name = ast.unparse(call.func).rpartition(".")
+        owner, name = named.get(owner, owner), named.get(name, name)
+        if (owner, name) == ("audit", "append"):
+            return True
+        for there, below in package().get(name, []):
+            mine = there.partition(":")[0] == where.partition(":")[0]
+            reached = owner == Path(there.partition(":")[0]).stem or (owner in ("", "self") and (mine or not owner))
+            if reached and there not in seen and audits(there, below, seen):
+                return True
+    return False
