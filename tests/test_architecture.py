@@ -27,6 +27,7 @@ WORLDLY = {
 DECIDERS = (
     "lightship_agent.update.machine",
     "lightship_agent.runtime.compat",
+    "lightship.access.rules",
     "lightship.fleet.rollout",
     "lightship.monitoring.tails",
     "lightship.monitoring.drift",

@@ -15,7 +15,9 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import Route
 
+from lightship.access.rules import RULES
 from lightship.api.device_api import DeviceApi
+from lightship.api.guard import verb_of
 from lightship.api.operator_api import create_operator_app
 from lightship.home import Home
 from lightship.web.pages import add_pages
@@ -70,12 +72,18 @@ def agent_routes() -> list[Row]:
     return _worded(((method, _template(pattern)) for pattern, method, _ in routes), AGENT_WORDS)
 
 
-def operator_routes() -> list[Row]:
-    """Method, path and words of the operator API and the dashboard, by path."""
+def operator_routes() -> list[tuple[str, str, str, str, str]]:
+    """Method, path, least role, verb and words of the operator API and the dashboard, by path."""
     with _home() as home:
         app = create_operator_app(home)
         add_pages(app, home)
-        return sorted((_method(r), r.path, _words(r)) for r in _api_routes(app))
+        return sorted((_method(r), r.path, *_rights(r), _words(r)) for r in _api_routes(app))
+
+
+def _rights(route: APIRoute) -> tuple[str, str]:
+    verb = verb_of(route.endpoint)
+    assert verb is not None, route.path
+    return str(RULES[verb].least or "–"), str(verb)
 
 
 class _home:  # noqa: N801 - reads as a function

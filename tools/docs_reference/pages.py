@@ -220,10 +220,14 @@ def _http() -> str:
             table(columns, _routes(http.device_routes())),
         ),
         section(
-            "Operator API and dashboard: HTTP on loopback",
-            "Default port 8600. Reading needs nothing; every `POST` needs `Authorization: Bearer` with the content of "
-            "`<home>/operator-token`, and is audited.",
-            table(columns, _routes(http.operator_routes())),
+            "Operator API and dashboard: HTTP on loopback, HTTPS elsewhere",
+            "Default port 8600. `Authorization: Bearer` with an API token of the role in the third column or more, for "
+            "this server's environment: [who may do what](../operators-guide.md#who-may-do-what). Reads for viewers are "
+            "open on loopback in the environment `development`. What changes something is audited.",
+            table(
+                ("method", "path", "least role", "verb", "what it does"),
+                ((m, code(path), role, code(verb), words) for m, path, role, verb, words in http.operator_routes()),
+            ),
         ),
         section(
             "Agent: HTTP on loopback and, where set, a Unix socket",
