@@ -222,8 +222,8 @@ def _http() -> str:
         section(
             "Operator API and dashboard: HTTP on loopback, HTTPS elsewhere",
             "Default port 8600. `Authorization: Bearer` with an API token of the role in the third column or more, for "
-            "this server's environment: [who may do what](../operators-guide.md#who-may-do-what). Reads for viewers are "
-            "open on loopback in the environment `development`. What changes something is audited.",
+            "this server's environment: [who may do what](../operators-guide.md#who-may-do-what). Reads for viewers "
+            "are open on loopback in the environment `development`. What changes something is audited.",
             table(
                 ("method", "path", "least role", "verb", "what it does"),
                 ((m, code(path), role, code(verb), words) for m, path, role, verb, words in http.operator_routes()),
