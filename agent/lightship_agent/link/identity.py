@@ -234,7 +234,9 @@ def store_identity(state_dir: Path, files: dict[str, bytes]) -> None:
     fresh = state_dir / f"{FOLDER}.new"
     try:
         shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(mode=0o700, parents=True)
+        # Of folders that it makes on the way, Python lets everybody in.
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh.mkdir(mode=0o700)
         for name, data in files.items():
             write_durably(fresh / name, data, mode=0o600)
         fresh.rename(state_dir / FOLDER)

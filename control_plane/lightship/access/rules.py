@@ -43,8 +43,10 @@ class Verb(StrEnum):
     ROLLOUT_RESUME = "rollout.resume"
     ROLLOUT_ABORT = "rollout.abort"
     DEVICE_TOKEN = "device.token"  # noqa: S105 - the name of an act, not a secret
+    DEVICE_APPROVE = "device.approve"
     DEVICE_RETRY = "device.retry"
     DEVICE_REVOKE = "device.revoke"
+    DEVICE_CLEAR = "device.clear-clone"
     RELEASE_PUBLISH = "release.publish"
     RELEASE_REVOKE = "release.revoke"
     TOKEN_LIST = "token.list"  # noqa: S105 - as above
@@ -71,8 +73,10 @@ RULES: Final[dict[Verb, Rule]] = {
     Verb.ROLLOUT_RESUME: Rule(Role.OPERATOR, True, "resume a rollout"),
     Verb.ROLLOUT_ABORT: Rule(Role.OPERATOR, True, "abort a rollout, and take devices back"),
     Verb.DEVICE_TOKEN: Rule(Role.OPERATOR, True, "make a join token"),
+    Verb.DEVICE_APPROVE: Rule(Role.OPERATOR, True, "let a device in that waits for it"),
     Verb.DEVICE_RETRY: Rule(Role.OPERATOR, True, "let a device try a bundle again that failed there"),
     Verb.DEVICE_REVOKE: Rule(Role.OPERATOR, True, "revoke a device"),
+    Verb.DEVICE_CLEAR: Rule(Role.OPERATOR, True, "take away the mark that an identity is in use twice"),
     Verb.RELEASE_PUBLISH: Rule(Role.RELEASER, True, "sign and publish a version"),
     Verb.RELEASE_REVOKE: Rule(Role.RELEASER, True, "de-list a version"),
     Verb.TOKEN_LIST: Rule(Role.ADMIN, False, "see who holds API tokens"),

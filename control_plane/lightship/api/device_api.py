@@ -25,7 +25,7 @@ from lightship.fleet import clones, enrolment, recovery
 from lightship.fleet.broker import BrokerInfo
 from lightship.home import Home
 from lightship.monitoring import ingest
-from lightship.storage.audit import now_ms
+from lightship.storage.audit import coming_from, now_ms
 from lightship.storage.models import AssignmentRow, Device
 from lightship_agent.contract.codes import EnrolError, LightshipError, StorageError, WireError
 from lightship_agent.contract.device_api import (
@@ -228,7 +228,8 @@ class DeviceApi:
 def _answering(handler: Handler) -> Handler:
     async def answer(request: Request) -> Response:
         try:
-            return await handler(request)
+            with coming_from(request.client.host if request.client else ""):
+                return await handler(request)
         except LightshipError as e:
             log.info("%s %s: %s", request.method, request.url.path, e.code)
             # What our disk can't do now is not the device's fault: it shall come again.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lightship.access import tokens
 from lightship.access.rules import Role, Verb
-from lightship.fleet import director, enrolment, planning, rollouts
+from lightship.fleet import clones, director, enrolment, planning, rollouts
 from lightship.fleet.rollout import Rules
 from lightship.home import Home
 from lightship.registry import release
@@ -174,6 +174,23 @@ def _add_devices(app: FastAPI, home: Home) -> None:
                 actor=actor(),
             )
         return _secret({"token": made, "uses": body.uses, "ttl": body.ttl})
+
+    @app.post("/api/v1/devices/{device}/approve")
+    @does(Verb.DEVICE_APPROVE)
+    def approve(device: str) -> dict[str, Any]:
+        """Let a device in that waits for it."""
+        with home.database.write() as session:
+            enrolment.approve(session, device, actor=actor())
+        return {"device": device, "state": "active"}
+
+    @app.post("/api/v1/devices/{device}/clear-clone")
+    @does(Verb.DEVICE_CLEAR)
+    def clear_clone(device: str, body: Because) -> dict[str, Any]:
+        """Take away the mark that an identity is in use twice."""
+        with home.database.write() as session:
+            row = enrolment.known_device(session, device)
+            clones.clear(session, row, actor=actor(), reason=body.reason)
+        return {"device": device, "state": row.state}
 
     @app.post("/api/v1/devices/{device}/retry")
     @does(Verb.DEVICE_RETRY)

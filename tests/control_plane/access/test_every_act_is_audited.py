@@ -30,7 +30,7 @@ from lightship.cli import cli
 from lightship.fleet import director
 from lightship.home import Home
 from lightship.registry import versions
-from lightship.storage.models import AuditEvent, RetrainProposal
+from lightship.storage.models import AuditEvent, Device, RetrainProposal
 
 CONTROL_PLANE = Path(lightship.__file__).parent
 
@@ -53,9 +53,8 @@ ELSEWHERE = {
 
 #: Functions that write to the database and audit nothing, and why that is right.
 UNAUDITED = {
-    "api/device_api.py: _telemetry_now": "a device's report: kept as evidence with its sequence number",
-    "api/device_api.py: _device": "a renewed key is seen in use; the renewal itself was audited",
     "api/guard.py: _touch": "the last use of a token, kept beside it",
+    "fleet/broker_guard.py: _reissue": "certificates that ran out are forgotten; their revocation was audited",
     "fleet/reconciler.py: stop": "the lease of the reconciler: housekeeping between replicas",
     "fleet/reconciler.py: _ours": "the same",
     "monitoring/mqtt_ingest.py: _flush": "a device's report: kept as evidence with its sequence number",
@@ -69,6 +68,7 @@ class Stage:
     home: Home
     folder: Path
     rollout: str = ""
+    entry: str = ""
 
     def run(self, *arguments: str) -> str:
         runner = CliRunner(env={"SSH_CONNECTION": "192.0.2.9 1 192.0.2.1 22", "SUDO_USER": "ann", "USER": "mallory"})
@@ -91,6 +91,14 @@ class Stage:
     def grant(self) -> None:
         self.run("token", "create", "old", "--role", "viewer")
 
+    def expect(self) -> None:
+        said = self.run("device", "preauthorise", "--serial", "12", "--json")
+        (self.entry,) = json.loads(said)["entries"]
+
+    def wait(self, device: str) -> None:
+        with self.home.database.write() as session:
+            session.get_one(Device, device).state = "pending"
+
     def assign(self) -> None:
         with self.home.database.write() as session:
             version = versions.get(session, MODEL, 1)
@@ -103,6 +111,7 @@ def stage(home: Home, tmp_path: Path) -> Stage:
     register(home, 2, released=False)
     add_device(home, "press-1")
     add_device(home, "press-2")
+    add_device(home, "press-3", state="pending")
     proposal = RetrainProposal(
         id="p1", model=MODEL, status="proposed", reason="r", excluded=[], since=0, created_at=1, updated_at=1
     )
@@ -125,6 +134,10 @@ class Act:
 
 COMMANDS = {
     "data add": Act("data.add", "{folder}/rows.csv --name rows --target y", says_why=False),
+    "device approve": Act("device.approve", "press-3", says_why=False),
+    "device clear-clone": Act("device.clear-clone", "press-1"),
+    "device preauthorise": Act("device.preauthorise", "--serial 12", says_why=False),
+    "device preauthorised": Act("device.withdraw", "--withdraw {entry}", lambda s: s.expect(), says_why=False),
     "device retry": Act("device.assign", "press-1", Stage.assign, says_why=False),
     "device revoke": Act("device.revoke", "press-1"),
     "device token": Act("token.create", "", says_why=False),
@@ -140,6 +153,8 @@ COMMANDS = {
     "token revoke": Act("access.withdraw", "old", Stage.grant),
 }
 ROUTES = {
+    "/api/v1/devices/{device}/approve": Act("device.approve", "{}", lambda s: s.wait("press-1"), says_why=False),
+    "/api/v1/devices/{device}/clear-clone": Act("device.clear-clone", "{}"),
     "/api/v1/devices/{device}/retry": Act("device.assign", "{}", Stage.assign, says_why=False),
     "/api/v1/devices/{device}/revoke": Act("device.revoke", "{}"),
     "/api/v1/join-tokens": Act("token.create", "{}", says_why=False),
@@ -175,7 +190,7 @@ def test_a_command_that_acts_says_who_from_where_what_and_why(stage: Stage, word
     act = COMMANDS[words]
     act.before(stage)
     before = len(stage.events())
-    arguments = act.arguments.format(folder=stage.folder, rollout=stage.rollout).split()
+    arguments = act.arguments.format(folder=stage.folder, rollout=stage.rollout, entry=stage.entry).split()
     stage.run(*words.split(), *arguments, *(["--reason", WHY] if act.says_why else []))
     (event,) = stage.events()[before:]
     assert event.verb == act.verb

@@ -80,9 +80,7 @@ def live(system: WholeSystem) -> Searched:
     with system.client(shift) as client:
         started = client.post("/api/v1/rollouts", json={"reference": f"{MODEL}@1", "require_labels": False})
         assert started.status_code == 201, started.text
-        wait_for(lambda: client.get("/api/v1/devices/press-1").json()["running_version"] == 1
-                 if "running_version" in client.get("/api/v1/devices/press-1").json()
-                 else client.get("/api/v1/devices/press-1").json()["version"] == 1)  # fmt: skip
+        wait_for(lambda: client.get("/api/v1/devices/press-1").json()["version"] == 1)
         remote = client.post("/api/v1/join-tokens", json={}).json()["token"]
         client.post(
             "/api/v1/tokens", json={"name": "x", "role": "admin", "token": shift}
@@ -153,7 +151,9 @@ def test_there_are_secrets_of_every_kind_to_search_for_and_the_search_finds_them
 @pytest.mark.slow
 def test_no_log_no_database_and_no_other_file_holds_a_secret(searched: Searched) -> None:
     logs = [p for n, p in files(searched) if n.endswith(".log")]
-    assert sum(p.stat().st_size for p in logs) > 10_000, "the logs at level debug are suspiciously short"
+    said = "".join(p.read_text(errors="replace") for p in logs)
+    for word in ("DEBUG", "committed", "access.role"):
+        assert word in said
     leaks = {n: found for n, p in files(searched) if not is_kept(n) and (found := searched.found_in(p.read_bytes()))}
     assert leaks == {}
 
@@ -173,8 +173,8 @@ def test_no_child_of_ours_has_a_secret_in_its_environment_not_even_one_that_we_w
     assert sum(any(kind in said for said in started) for kind in kinds) >= 2, list(started)
     leaks = {said: found for said, env in started.items() if (found := searched.found_in(env.encode()))}
     assert leaks == {}
-    ours = {said: env.replace(SECRET_IN_OUR_ENVIRONMENT, "") for said, env in seen}
-    assert {said: found for said, env in ours.items() if (found := searched.found_in(env.encode()))} == {}
+    ours = [env.replace(SECRET_IN_OUR_ENVIRONMENT, "") for _, env in seen]
+    assert [found for env in ours for found in searched.found_in(env.encode())] == []
 
 
 @pytest.mark.slow
