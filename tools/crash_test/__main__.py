@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightship_agent.contract.manifest import Requires
 
-from . import bundles, rows_state, rows_update, rows_world
+from . import bundles, rows_plane, rows_state, rows_update, rows_world
 from .device import Device
 from .plane import Plane, open_plane
 from .row import Found, Row, Stage, play
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def all_rows() -> list[Row]:
     """The whole table."""
-    return [*rows_update.rows(), *rows_state.rows(), *rows_world.rows()]
+    return [*rows_update.rows(), *rows_state.rows(), *rows_world.rows(), *rows_plane.rows()]
 
 
 def run(rows: list[Row], folder: Path, workers: int = 2) -> list[Found]:
