@@ -352,7 +352,8 @@ class Agent:
     def _next_boot(self) -> int:
         path = self._dir / "boot"
         said = path.read_text(errors="replace") if path.exists() else ""
-        boot = 1 + (int(said) if said.isdecimal() else 0)
+        # A longer number is damage: nobody starts that often, and no report could carry it.
+        boot = 1 + (int(said) if said.isdecimal() and len(said) < 16 else 0)
         try:
             write_durably(path, str(boot).encode())
         except StorageError as e:  # a full disk must not keep the device from serving

@@ -3,7 +3,7 @@
     LIGHTSHIP_FAIL_POINT=soaking                                     die of SIGKILL there
     LIGHTSHIP_FAIL_POINT='before-save-trying>file-written(update.json)=enospc,soaking=hang/always'
 
-One order is `[earlier>]point[(glob)][=action][@pass][/always]`, several are separated by commas:
+One order is `[earlier[(glob)]>]point[(glob)][=action][@pass][/always]`, several are separated by commas:
 
     action     kill (the default) · hang · enospc · erofs · error:<code>, a code of contract.codes
     (glob)     only for things of such a name, where the point has a subject: a file, say
@@ -68,7 +68,7 @@ FAIL_POINTS: Final[dict[str, str]] = {
 }
 
 _ORDER: Final = re.compile(
-    r"(?:(?P<earlier>[a-z-]+)>)?(?P<point>[a-z-]+)(?:\((?P<glob>[^()]*)\))?"
+    r"(?:(?P<earlier>[a-z-]+)(?:\((?P<earlier_glob>[^()]*)\))?>)?(?P<point>[a-z-]+)(?:\((?P<glob>[^()]*)\))?"
     r"(?:=(?P<action>kill|hang|enospc|erofs|error:(?P<code>[a-z.-]+)))?(?:@(?P<pass>[1-9]\d*))?(?P<always>/always)?"
 )
 
@@ -79,6 +79,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     point: str
     glob: str = "*"
     earlier: str = ""
+    earlier_glob: str = "*"
     action: str = "kill"
     code: str = ""
     at_pass: int = 0  # 0: at any
@@ -97,12 +98,15 @@ def parse_orders(text: str) -> tuple[Order, ...]:
 def _parse_order(text: str) -> Order:
     match = _ORDER.fullmatch(text)
     if match is None or (match["code"] and match["code"] not in CODES):
-        message = f"LIGHTSHIP_FAIL_POINT: expected [earlier>]point[(glob)][=action][@pass][/always], found {text!r}."
+        message = (
+            f"LIGHTSHIP_FAIL_POINT: expected [earlier[(glob)]>]point[(glob)][=action][@pass][/always], found {text!r}."
+        )
         raise SettingsError("settings.invalid", message)
     return Order(
         point=match["point"],
         glob=match["glob"] or "*",
         earlier=match["earlier"] or "",
+        earlier_glob=match["earlier_glob"] or "*",
         action=(match["action"] or "kill").partition(":")[0],
         code=match["code"] or "",
         at_pass=int(match["pass"] or 0),
@@ -118,7 +122,7 @@ class Saboteur:
         self._orders = orders
         self._folder = folder
         self._lock = threading.Lock()
-        self._passed: Counter[str] = Counter()
+        self._earlier: set[int] = set()  # orders whose earlier point was passed
         self._counts: Counter[int] = Counter()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -128,16 +132,16 @@ class Saboteur:
         with self._lock:
             self._note(f"{os.getpid()} {point} {subject}")
             due = [i for i, order in enumerate(self._orders) if self._is_due(i, order, point, subject)]
-            self._passed[point] += 1
+            self._earlier |= {
+                i for i, o in enumerate(self._orders) if _matches(o.earlier, o.earlier_glob, point, subject)
+            }
             for i in due:
                 self._note(f"{os.getpid()} ! {self._orders[i].action}")
         for i in due:
             _carry_out(self._orders[i])
 
     def _is_due(self, i: int, order: Order, point: str, subject: str) -> bool:
-        if order.point != point or not fnmatch.fnmatchcase(subject, order.glob):
-            return False
-        if order.earlier and not self._passed[order.earlier]:
+        if not _matches(order.point, order.glob, point, subject) or (order.earlier and i not in self._earlier):
             return False
         self._counts[i] += 1
         if order.at_pass not in (0, self._counts[i]):
@@ -161,6 +165,10 @@ class Saboteur:
                 os.write(descriptor, f"{line}\n".encode())
             finally:
                 os.close(descriptor)
+
+
+def _matches(name: str, glob: str, point: str, subject: str) -> bool:
+    return name == point and fnmatch.fnmatchcase(subject, glob)
 
 
 def fail_point(point: str, subject: str = "") -> None:

@@ -140,6 +140,15 @@ def test_an_order_waits_for_the_pass_and_for_the_point_it_names() -> None:
         saboteur.passed("file-written", "")
 
 
+def test_an_order_waits_for_the_point_with_the_subject_it_names() -> None:
+    saboteur = Saboteur(parse_orders("reported(committed)>sending=enospc"), None)
+
+    for point, subject in (("sending", ""), ("reported", "soaking"), ("sending", ""), ("reported", "committed")):
+        saboteur.passed(point, subject)
+    with pytest.raises(OSError, match="No space"):
+        saboteur.passed("sending", "")
+
+
 def test_a_variable_that_is_set_later_does_nothing_and_at_the_start_it_kills() -> None:
     later = (
         "import os\nfrom lightship_agent.fail_points import fail_point\n"

@@ -1,7 +1,7 @@
 """Runtime: the child of the probe: `python -m lightship_agent.runtime.probe_child BUNDLE MEMORY_MB CPU_SECONDS`.
 
 Rules:
-* it limits itself before it reads one byte of the bundle;
+* it limits itself before it reads one byte of the bundle, and dies with the process that waits for it;
 * it prints one line of JSON, measurements or a code, and exits 0; any other end is a failed probe.
 """
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from lightship_agent.contract.bundle import Bundle, read_bundle
 from lightship_agent.contract.codes import LightshipError, UpdateError
+from lightship_agent.offspring import die_with_parent
 
 from .golden import check_golden
 from .model import LoadedModel, load_model
@@ -33,6 +34,7 @@ _OUT_OF_MEMORY: Final = ("bad_alloc", "bad allocation", "allocate memory", "out 
 
 def main(arguments: list[str]) -> int:
     """Probe the bundle named first, under the limits named after it."""
+    die_with_parent()
     path, memory_mb, cpu_seconds = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     start_mb = _status_mb("VmHWM")
     limit_self(memory_mb, cpu_seconds)

@@ -1,7 +1,7 @@
 """Update: the child of the check: `python -m lightship_agent.update.check_child WALL_SECONDS`, request on stdin.
 
 Rules:
-* it limits itself before it imports or reads anything else, and ends by itself when nobody waits for it any more;
+* it limits itself before it imports or reads anything else, and dies with the process that waits for it;
 * it is nicer than the agent: whoever serves goes first;
 * it prints one line of JSON, a reply or a code, and exits 0; any other end is a failed check.
 """
@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from lightship_agent.offspring import die_with_parent
+
 if TYPE_CHECKING:
     from .check import ChildReply
 
@@ -28,6 +30,7 @@ _MAX_REQUEST: Final = 256 * 1024  # bytes
 
 def main(arguments: list[str]) -> int:
     """Check the one request on standard input, within limits, for at most that many seconds."""
+    die_with_parent()
     limit_self(int(arguments[0]))
     import msgspec
 

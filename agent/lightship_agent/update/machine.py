@@ -212,9 +212,12 @@ def _assigned(state: UpdateState, target: Target, now: float) -> Result:
     if state.current is not None and target.sha256 == state.current.sha256:
         current = msgspec.structs.replace(state.current, seq=target.seq, rollout=target.rollout)
         accepted = msgspec.structs.replace(accepted, current=current, waiting=None)
-        return accepted, ((Report(current, "committed"),) if news else ())
-    penalty = accepted.penalties.get(target.sha256, Penalty())
+        # Nothing else is wanted: what a cut kept from being removed at the commit can go now.
+        unwanted = CollectGarbage(kept(accepted))
+        return accepted, ((Report(current, "committed"), unwanted) if news else (unwanted,))
+    penalty = _dated(accepted.penalties.get(target.sha256, Penalty()), now)
     if now < penalty.until:
+        accepted = msgspec.structs.replace(accepted, penalties={**accepted.penalties, target.sha256: penalty})
         said = f"failed {len(penalty.failed_at)} times; waits until {penalty.until:.0f}"
         return accepted, ((Report(target, "refused", "update.penalty", said),) if news else ())
     accepted = msgspec.structs.replace(accepted, phase="fetching", candidate=target, last_code="")
@@ -292,7 +295,7 @@ def _started(state: UpdateState, now: float) -> Result:
     serve = Restore(state.current)
     if state.phase == "idle":
         return state, (serve,)
-    if state.phase == "fetching":
+    if state.phase == "fetching" or state.candidate is None:
         # A cut while downloading blames nobody: the next look at the assignment goes on where it stopped.
         return msgspec.structs.replace(state, phase="idle", candidate=None), (serve,)
     failed, actions = _failed(state, "update.interrupted", f"cut while {state.phase}", now, blame=True)
@@ -307,9 +310,17 @@ def _without(state: UpdateState, absent: tuple[str, ...]) -> UpdateState:
     return msgspec.structs.replace(state, current=current, previous=previous)
 
 
+def _dated(penalty: Penalty, now: float) -> Penalty:
+    """The penalty by today's clock: what failed at a time that is still to come was noted while the clock was ahead."""
+    ahead = max(penalty.failed_at, default=now) - now
+    if ahead <= 0:
+        return penalty
+    return Penalty(failed_at=tuple(t - ahead for t in penalty.failed_at), until=penalty.until - ahead)
+
+
 def _penalised(penalties: dict[str, Penalty], digest: str, now: float) -> dict[str, Penalty]:
     times = (*penalties.get(digest, Penalty()).failed_at, now)[-BURST_TRIES:]
-    recent = [t for p in penalties.values() for t in p.failed_at if now - t < BURST_SECONDS]
+    recent = [t for p in penalties.values() for t in p.failed_at if abs(now - t) < BURST_SECONDS]
     boxed = len(times) >= MAX_TRIES or len(recent) + 1 >= BURST_TRIES
     return {**penalties, digest: Penalty(failed_at=times, until=now + PENALTY_SECONDS if boxed else now)}
 

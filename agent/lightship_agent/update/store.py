@@ -8,8 +8,8 @@
 Rules:
 * a name is a promise, so a file enters `bundles/` only by rename of verified, synced bytes; whatever can't be read back
   as promised counts as absent;
-* what the update state refers to (`machine.kept`) stays; all else is garbage, and goes when an update is committed or
-  when room is needed;
+* what the update state refers to (`machine.kept`) stays; all else is garbage, and goes when an update is committed,
+  when an assignment wants nothing new, or when room is needed;
 * the quota counts bundles and downloads, and is never kept by removing what is referred to.
 """
 

@@ -113,7 +113,7 @@ class Updater:
         self.store = BundleStore(state_dir, self._bounds.store_bytes)
         self.state = self._file.load()
         self._etag = ""  # of the last envelope that is settled,
-        self._etag_until = 0.0  # and until when it is, in Unix seconds
+        self._etag_from = self._etag_until = 0.0  # and from when until when it is, in Unix seconds
         self._deferral: _Deferral | None = None
         self._held: frozenset[str] = frozenset()  # names of carried files that were looked at and wait for their moment
         self._asked_at = 0.0  # monotonic seconds of the last question whether a transfer is still wanted
@@ -226,7 +226,9 @@ class Updater:
         return True
 
     def _look(self) -> None:
-        desired = self._plane.desired(self._etag if self.clock.now() < self._etag_until and not self._freed() else "")
+        # A clock that was set back says nothing of how long ago something was settled.
+        settled = self._etag_from <= self.clock.now() < self._etag_until
+        desired = self._plane.desired(self._etag if settled and not self._freed() else "")
         self.reached_at = time.time()
         self.clock.authenticated(date_of(desired.date))
         self.on_acknowledged(desired.acked_epoch, desired.acked_seq)
@@ -240,7 +242,8 @@ class Updater:
         files = ServerFiles(self._plane, self._pause, self._bounds.rate, self._stopped(etag))
         self._take(reply, m.Target.of(reply.assignment), Delivery(files, self._ways(reply), gated=True))
         # Only what is settled need not be sent again: a failed try comes back with the next look.
-        self._etag, self._etag_until = etag, self._settled_until(reply.assignment.sha256)
+        self._etag, self._etag_from = etag, self.clock.now()
+        self._etag_until = self._settled_until(reply.assignment.sha256)
 
     def _verified(self, envelope: bytes, source: ServerSource | FileSource) -> CheckReply:
         current = self.state.current

@@ -119,7 +119,7 @@ def test_a_full_disk_does_not_keep_an_agent_from_starting(make_agent: Start, mon
     assert second._boot == first._boot + 1
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"\xff", "²".encode()])
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff", "²".encode(), b"9" * 400])
 def test_a_boot_counter_of_noise_begins_again(make_agent: Start, tmp_path: Path, content: bytes) -> None:
     make_agent()
     (tmp_path / "press-1" / "boot").write_bytes(content)

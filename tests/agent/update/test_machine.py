@@ -85,7 +85,9 @@ class Walk:
         for action in actions:
             if isinstance(action, m.Fetch):
                 waiting = before.penalties.get(action.target.sha256, m.Penalty())
-                assert self.now >= waiting.until or action.target.retry
+                # By a clock that was set back since, the wait began now.
+                ahead = max(0.0, max(waiting.failed_at, default=0.0) - self.now)
+                assert self.now >= waiting.until - ahead or action.target.retry
             if isinstance(action, m.Reach):
                 assert not action.target.offline
             if isinstance(action, m.CollectGarbage):
@@ -241,6 +243,56 @@ def test_a_commit_forgives_what_the_bundle_did_before() -> None:
     through(walk, DIGESTS[0], 1)
 
     assert walk.state.penalties == {}
+
+
+def test_a_failure_that_was_noted_while_the_clock_was_a_year_ahead_holds_nothing_back_for_a_year() -> None:
+    walk = Walk()
+    year = 365 * 86_400.0
+    walk.take(m.Assigned(target()), year)
+    walk.take(m.Failed("update.soak"))
+
+    assert any(isinstance(a, m.Fetch) for a in walk.take(m.Assigned(target()), -year))
+
+
+def test_a_box_that_was_closed_while_the_clock_was_ahead_opens_a_day_after_it_was_set_right() -> None:
+    walk = Walk()
+    walk.take(m.Assigned(target()), 3 * 86_400.0)
+    walk.take(m.Failed("update.golden"))
+    for _ in range(2):
+        walk.take(m.Assigned(target()))
+        walk.take(m.Failed("update.golden"))
+
+    assert walk.take(m.Assigned(target()), -3 * 86_400.0) == ()
+    assert walk.take(m.Assigned(target()), m.PENALTY_SECONDS - 1) == ()
+    assert any(isinstance(a, m.Fetch) for a in walk.take(m.Assigned(target()), 1))
+
+
+def test_failures_that_were_noted_while_the_clock_was_ahead_are_no_burst() -> None:
+    walk = Walk()
+    for n in range(m.BURST_TRIES - 1):
+        walk.take(m.Assigned(target(DIGESTS[n % 2], n + 1)), 86_400.0 if n == 0 else 0.0)
+        walk.take(m.Failed("update.golden"))
+    walk.take(m.Assigned(target(DIGESTS[2], 9)), -86_400.0)
+    walk.take(m.Failed("update.golden"))
+
+    assert any(isinstance(a, m.Fetch) for a in walk.take(m.Assigned(target(DIGESTS[2], 9))))
+
+
+@pytest.mark.parametrize("phase", ["fetching", "trying", "swapped", "reaching"])
+def test_a_stored_phase_without_a_candidate_is_rest(phase: m.Phase) -> None:
+    state = m.UpdateState(phase=phase, current=target(DIGESTS[1]))
+
+    after, actions = m.step(state, m.Started(), 0.0)
+
+    assert (after.phase, after.penalties) == ("idle", {})
+    assert actions == (m.Restore(state.current),)
+
+
+def test_an_assignment_that_wants_nothing_new_has_the_rest_removed() -> None:
+    walk = Walk()
+    through(walk, DIGESTS[0], 1)
+
+    assert walk.take(m.Assigned(target(seq=1))) == (m.CollectGarbage((DIGESTS[0],)),)
 
 
 def test_an_operator_can_empty_the_box() -> None:
