@@ -9,6 +9,8 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,8 @@ from lightship_agent.fail_points import fail_point
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 BUSY_SECONDS: Final = 30
 _WRITES: Final = "lightship_writes"
+#: What SQLite takes for the shared memory beside a database in WAL mode.
+SPARE_BYTES: Final = 64 * 1024
 
 
 class Database:
@@ -67,7 +71,7 @@ class Database:
     @contextmanager
     def _session(self, *, writes: bool) -> Iterator[Session]:
         with (
-            _explained(),
+            _explained(self.engine),
             self.engine.connect().execution_options(**{_WRITES: writes}) as connection,
             connection.begin(),
             Session(connection, expire_on_commit=False) as session,
@@ -83,7 +87,7 @@ class Database:
         """
         from alembic import command
 
-        with _explained():
+        with _explained(self.engine):
             command.upgrade(self._alembic(), "head")
 
     def check_schema(self) -> None:
@@ -108,7 +112,7 @@ class Database:
         """
         from alembic.runtime.migration import MigrationContext
 
-        with _explained(), self.engine.connect() as connection:
+        with _explained(self.engine), self.engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
 
     def tables(self) -> list[str]:
@@ -125,13 +129,13 @@ class Database:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(engine: Engine) -> Iterator[None]:
     """Say what an error of the driver means."""
     try:
         yield
     except DatabaseError as e:
         text = str(e.orig)
-        if "disk is full" in text:
+        if "disk is full" in text or ("disk I/O error" in text and _is_full(engine)):
             message = f"The database has no space left: {text}."
             raise StorageError("storage.full", message, remedy="Free space and try again.") from e
         # "disk I/O error" is what SQLite says when the system refuses a write for any reason but a full disk.
@@ -144,6 +148,16 @@ def _explained() -> Iterator[None]:
             message = f"Another program kept the database locked for {BUSY_SECONDS} s."
             raise StorageError("storage.busy", message, remedy="Try again.") from e
         raise
+
+
+def _is_full(engine: Engine) -> bool:
+    """Whether SQLite's file has no room left to grow: opening one needs some, and then the error does not say so."""
+    file = engine.url.database if engine.dialect.name == "sqlite" else None
+    if not file:
+        return False
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(Path(file).parent).free < SPARE_BYTES
+    return False
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
