@@ -15,7 +15,7 @@ from . import bundles, desk
 from .desk import ROLLOUT, Desk
 from .device import RowError
 from .row import Ending, Row, Stage
-from .rows_world import CAN_MOUNT, FAKETIME, NEEDS_CLOCK, NEEDS_MOUNT
+from .rows_world import CAN_MOUNT, FAKETIME, NEEDS_CLOCK, NEEDS_MOUNT, under_another_clock
 
 Play = Callable[[Desk], tuple[str, str]]
 Alone = Callable[[Stage], Ending]
@@ -159,7 +159,7 @@ def _revocations() -> list[Row]:
 
 def _later() -> dict[str, str]:
     """Four days from now: past half of the life of snapshot and timestamp."""
-    return {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+4d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    return {**under_another_clock(desk.PACKAGES), "FAKETIME": "+4d"}
 
 
 def _renew(d: Desk) -> None:

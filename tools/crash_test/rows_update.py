@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 from collections.abc import Callable
 from typing import Final
@@ -135,6 +137,11 @@ def _two_generations(device: Device) -> None:
     device.commit(1, previous=3)
 
 
+def _killed_while_it_tidies(device: Device) -> None:
+    killed("collecting(*.tar)")(device)
+    device.waits(lambda: not device.bundle(3).exists(), "what it was about to remove removed")
+
+
 def _killed_at_restore(device: Device) -> None:
     device.start("before-save-swapped")
     device.dies()
@@ -160,7 +167,7 @@ def _store() -> list[Row]:
         Row("disk full", "bundle into the store", "", retried, "v2", failing("file-begun(*.tar)=enospc")),
         Row("disk full", "bundle into the store", "at its end", retried, "v2", failing("file-written(*.tar)=enospc")),
         Row("read-only", "bundle into the store", "", retried, "v2", failing("file-begun(*.tar)=erofs")),
-        Row("SIGKILL", "garbage collection", gone, cut(FULL, ""), "v2", killed("collecting(*.tar)"),
+        Row("SIGKILL", "garbage collection", gone, cut(FULL, ""), "v2", _killed_while_it_tidies,
             begin=_two_generations),
         Row("read-only", "garbage collection", gone, FULL, "v2", failing("collecting(*.tar)=erofs"),
             begin=_two_generations, debris=("bundle v3",)),
@@ -267,9 +274,20 @@ def _boxed_then_another(device: Device) -> None:
 
 
 def _probe_child(device: Device, send: signal.Signals) -> None:
-    device.waits(lambda: children("probe_child", device.state), "a probe")
-    for pid in children("probe_child", device.state):
+    """Send the signal to the probe once it has limited itself."""
+
+    def begun() -> list[int]:
+        return [p for p in children("probe_child", device.state) if _is_limited(p)]
+
+    device.waits(begun, "a probe")
+    for pid in begun():
         os.kill(pid, send)
+
+
+def _is_limited(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        return resource.prlimit(pid, resource.RLIMIT_CPU)[0] != resource.RLIM_INFINITY
+    return False
 
 
 def _probe_dies(device: Device) -> None:
