@@ -26,10 +26,12 @@ def environment(state: Path, **settings: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGES, **{f"LIGHTSHIP_AGENT_{k}": v for k, v in given.items()}}
 
 
-def command(*arguments: str, state: Path, told: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb to its end."""
+def command(
+    *arguments: str, state: Path, told: str = "", within: tuple[str, ...] = (), **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a verb to its end, `within` another program if that is named."""
     return subprocess.run(
-        [sys.executable, "-m", "lightship_agent", *arguments], env=environment(state, **settings), input=told,
+        [*within, sys.executable, "-m", "lightship_agent", *arguments], env=environment(state, **settings), input=told,
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 
@@ -37,7 +39,7 @@ def command(*arguments: str, state: Path, told: str = "", **settings: str) -> su
 class RunningAgent:
     """`lightship-agent run`, with its log beside the state directory."""
 
-    def __init__(self, state: Path, *, fail_point: str = "", **settings: str) -> None:
+    def __init__(self, state: Path, *, fail_point: str = "", within: tuple[str, ...] = (), **settings: str) -> None:
         self.socket = state.parent / f"{state.name}.sock"
         self.log = state.parent / f"{state.name}.log"
         env = environment(state, SOCKET=str(self.socket), **settings)
@@ -45,7 +47,8 @@ class RunningAgent:
             env["LIGHTSHIP_FAIL_POINT"] = fail_point
         self._http = httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://agent")
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "lightship_agent", "run"], env=env, stderr=log)
+            program = [*within, sys.executable, "-m", "lightship_agent", "run"]
+            self.process = subprocess.Popen(program, env=env, stderr=log)
 
     def __enter__(self) -> RunningAgent:
         return self
