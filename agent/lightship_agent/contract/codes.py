@@ -96,6 +96,7 @@ CODES: Final[dict[str, str]] = {
     "release.expiry": "Something signed would end before the time that was asked for.",
     "release.not-begun": "The release repository has no signed root yet: its first ceremony is not finished.",
     "release.ceremony": "A ceremony file is malformed, asks for what can't work, or is not for this key.",
+    "release.too-long": "The release list would be longer than devices read.",
     "release.threshold": "Not enough keys have signed yet.",
     "release.stale": "What is in force has changed since this was made, or it was made too long ago.",
     "trust.signature": "Signed metadata or an assignment does not verify with enough trusted keys.",

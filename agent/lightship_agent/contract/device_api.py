@@ -17,6 +17,9 @@ ACKED_HEADER: Final = "lightship-acked"
 #: Request header: `<16 hexadecimal digits>:<boot counter>`, the run of the agent that asks; new with every start.
 INSTANCE_HEADER: Final = "lightship-instance"
 
+#: Bytes of the longest release list that devices read, some 40,000 bundles; the control plane signs no longer one.
+MAX_RELEASE_LIST: Final = 12_000_000
+
 
 class Paths:
     """The device API's paths."""

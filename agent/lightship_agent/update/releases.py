@@ -43,6 +43,7 @@ from tuf.ngclient.updater import Updater
 
 from lightship_agent.contract.assignment import DIRECTOR, MAX_ENVELOPE, PAYLOAD_TYPE, Assignment, parse_assignment
 from lightship_agent.contract.codes import LightshipError, LinkError, StorageError, TrustError
+from lightship_agent.contract.device_api import MAX_RELEASE_LIST
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.files import storage_error, sync_folder
 
@@ -58,7 +59,7 @@ LIMITS: Final = UpdaterConfig(
     root_max_length=128_000,
     timestamp_max_length=16_000,
     snapshot_max_length=200_000,
-    targets_max_length=4_000_000,
+    targets_max_length=MAX_RELEASE_LIST,
 )
 _LOCK: Final = ".lock"
 _HISTORY: Final = "root_history"

@@ -30,6 +30,7 @@ from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from lightship_agent.contract.codes import ReleaseError
+from lightship_agent.contract.device_api import MAX_RELEASE_LIST
 from lightship_agent.contract.transport import DELTA_SUFFIX, TRANSPORT_SUFFIX, pack_transport
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.files import storage_error, sweep, sync_folder, write_durably
@@ -229,6 +230,7 @@ class ReleaseRepository:
             releases.signed.version += 1
             releases.signed.expires = expiry(RELEASES)
             releases.signatures.clear()
+            self._require_readable(releases)
             return releases
 
     def lacking(self, role: str, signers: Sequence[Signer] = ()) -> int:
@@ -357,8 +359,16 @@ class ReleaseRepository:
 
     def _write_next(self, metadata: Metadata[Signed], role: str, signers: Sequence[Signer] = ()) -> int:
         self._sign_next(metadata, role, expiry(role), signers)
+        self._require_readable(metadata)
         self._write_signed(metadata, role)
         return int(metadata.signed.version)
+
+    def _require_readable(self, metadata: Metadata[Signed]) -> None:
+        """See that devices will read it: one list that is too long would end all updates, its own repair included."""
+        length = len(self._files.encode(metadata))
+        if length > MAX_RELEASE_LIST:
+            message = f"The list would be {length:,} bytes long; devices read {MAX_RELEASE_LIST:,}."
+            raise ReleaseError("release.too-long", message, remedy="De-list old ones: `lightship release revoke`.")
 
     def _sign_next(
         self, metadata: Metadata[Signed], role: str, expires: datetime, signers: Sequence[Signer] = ()

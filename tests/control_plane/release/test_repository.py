@@ -22,13 +22,13 @@ from lightship.release.repository import LIFE, ReleaseRepository
 from lightship.storage.models import AssignmentRow
 from lightship_agent.contract.assignment import Assignment
 from lightship_agent.contract.codes import LightshipError, ReleaseError, StorageError, TrustError
-from lightship_agent.contract.device_api import Paths
+from lightship_agent.contract.device_api import MAX_RELEASE_LIST, Paths
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, unpack_transport
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.files import write_durably
 from lightship_agent.link.client import ControlPlane
 from lightship_agent.update.download import download
-from lightship_agent.update.releases import Releases
+from lightship_agent.update.releases import LIMITS, Releases
 
 ONLINE = ("releases", "snapshot", "timestamp")
 ONE, TWO = "bundles/pump/1.tar", "bundles/pump/2.tar"
@@ -215,6 +215,23 @@ def test_other_bytes_at_the_same_path_are_refused_and_change_nothing(home: Home)
         home.releases.publish(ONE, build(2))
     assert e.value.code == "release.exists"
     assert (names(home.releases), [r.sha256 for r in home.releases.released()]) == (before, [sha256_hex(build(1))])
+
+
+def test_a_list_that_devices_would_not_read_is_never_signed(
+    home: Home, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LIMITS.targets_max_length == MAX_RELEASE_LIST
+    home.releases.publish(ONE, build(1))
+    before = names(home.releases)
+    monkeypatch.setattr(repository, "MAX_RELEASE_LIST", 500)
+
+    for attempt in (lambda: home.releases.publish(TWO, build(2)), lambda: home.releases.draft(add={TWO: build(2)})):
+        with pytest.raises(ReleaseError) as caught:
+            attempt()
+        assert caught.value.code == "release.too-long"
+
+    assert names(home.releases) == before
+    assert (client.sees(ONE), client.sees(TWO)) == (sha256_hex(build(1)), "trust.not-released")
 
 
 def test_what_is_not_released_can_not_be_revoked(home: Home) -> None:
