@@ -18,8 +18,8 @@ from lightship_agent.contract.codes import LinkError
 from lightship_agent.files import storage_error, write_durably
 
 NOTICE: Final = (
-    "Embedded broker: TLS and a shared password, but no client certificates and no per-device topic rules. "
-    "Install mosquitto for mutual TLS over MQTT."
+    "Embedded broker: TLS and a shared password, but no client certificates and no per-device topic rules; "
+    "a revoked device is not heard any more, but its session is not cut. Install mosquitto for mutual TLS over MQTT."
 )
 DEVICE_USER: Final = "device"
 CONTROL_PLANE_USER: Final = "control-plane"
