@@ -38,7 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     proof.add_argument("--token-file", help="File that holds the join token; - for standard input.")
     proof.add_argument("--ca-pin", help="Without a token: sha256 of the CA's public key; the key must be listed.")
     enrol.add_argument("--serial", default="", help="The hardware's serial, where the operator lists devices by it.")
-    _verb(verbs, "key", "Make the key this device will enrol with, and print its digest for the operator's list.")
+    enrol.add_argument(
+        "--key-uri", default="", help="A PKCS#11 URI of the key, if it is in a token; its PIN in a file."
+    )
+    key = _verb(verbs, "key", "Make the key this device will enrol with, and print its digest for the operator's list.")
+    key.add_argument("--key-uri", default="", help="Print the digest of this key in a PKCS#11 token instead.")
     status = _verb(verbs, "status", "What the running agent serves and how it is.")
     status.add_argument("--url", help="The agent's address; default: from the settings.")
     verify = _verb(verbs, "verify", "Check a bundle file, or the committed one, by probing it on this machine.")
@@ -99,6 +103,7 @@ def _enrol(options: argparse.Namespace, settings: Settings) -> int:
         device=options.device,
         pin=(options.ca_pin or "").lower(),
         serial=options.serial,
+        key_uri=options.key_uri,
     )
     broker = identity.info.broker
     facts = {
@@ -119,8 +124,10 @@ def _token(file: str | None) -> str:
 
 def _key(options: argparse.Namespace, settings: Settings) -> int:
     from .link.enrol import make_early_key
+    from .link.identity import key_digest, token_key
 
-    _show({"key": make_early_key(settings.state_dir)}, as_json=options.json)
+    digest = key_digest(token_key(options.key_uri)) if options.key_uri else make_early_key(settings.state_dir)
+    _show({"key": digest}, as_json=options.json)
     return 0
 
 

@@ -6,6 +6,7 @@ import base64
 import shutil
 import ssl
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.control_plane.conftest import fresh_home, home, served
 from tests.control_plane.mqtt import ear
 from tests.control_plane.things import Served, token_for, until
 
+from lightship.fleet import certificates
 from lightship.fleet.broker_guard import BrokerGuard
 from lightship.home import Home
 from lightship.integrations import mosquitto
@@ -301,6 +303,42 @@ def test_a_cut_that_fails_is_tried_again_until_it_is_done(site: Ground, monkeypa
     with ear(site.broker.info.port, "pump-1", pump.tls_context(), welcome=False):
         pass
     assert list((site.home.path / "broker").glob("cut-*")) == []  # the key that cut is gone
+
+
+@needs_mosquitto
+def test_a_list_that_lapsed_locks_everybody_out_and_a_day_later_it_is_made_anew(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(certificates, "CRL_LIFE", timedelta(seconds=-1))
+        opened = ground(served, tmp_path)
+        site = opened.__enter__()
+    try:
+        pump, port = site.enrolled("pump-1"), site.broker.info.port
+        with ear(port, "pump-1", pump.tls_context(), welcome=False) as refused:  # this is what a lapse does
+            assert refused.said == []
+
+        site.guard._issued -= 86_400
+        site.guard.tick()
+
+        with ear(port, "pump-1", pump.tls_context()):
+            pass
+    finally:
+        opened.__exit__(None, None, None)
+
+
+@needs_mosquitto
+def test_two_revocations_in_one_second_both_count(site: Ground) -> None:
+    pumps = [site.enrolled(f"pump-{n}") for n in range(1, 5)]
+    for pump in pumps[:3]:
+        site.revoke(pump.device)
+        site.guard.tick()
+
+    for pump in pumps[:3]:
+        with ear(site.broker.info.port, pump.device, pump.tls_context(), welcome=False) as refused:
+            assert refused.said == []
+    with ear(site.broker.info.port, pumps[3].device, pumps[3].tls_context()):
+        pass
 
 
 # The broker -----------------------------------------------------------------------------------------------------------

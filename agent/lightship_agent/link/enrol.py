@@ -32,7 +32,9 @@ _ASK_TIMES: Final = 3
 _EARLY_KEY: Final = "enrol-key.pem"
 
 
-def enrol(state_dir: Path, *, server: str, token: str, device: str, pin: str = "", serial: str = "") -> store.Identity:
+def enrol(
+    state_dir: Path, *, server: str, token: str, device: str, pin: str = "", serial: str = "", key_uri: str = ""
+) -> store.Identity:
     """Make a key, have it certified, and store the identity.
 
     Args:
@@ -42,9 +44,10 @@ def enrol(state_dir: Path, *, server: str, token: str, device: str, pin: str = "
         device: the id this device asks for.
         pin: sha256 of the CA's public key, where there is no token that brings it.
         serial: of the hardware, for an operator who lists devices by it.
+        key_uri: a PKCS#11 URI of the key to use instead of one in a file.
 
     Raises:
-        EnrolError: enrol.token, enrol.pin, enrol.request, enrol.taken, enrol.certificate.
+        EnrolError: enrol.token, enrol.pin, enrol.request, enrol.taken, enrol.certificate, enrol.not-listed, enrol.key.
         InvalidNameError: name.invalid.
         LinkError: link.unreachable, link.slow, link.status.
         SettingsError: settings.invalid for an address that is not https.
@@ -56,14 +59,14 @@ def enrol(state_dir: Path, *, server: str, token: str, device: str, pin: str = "
     server = check_server(server)
     token = token.strip()
     ca = server_ca(server, parse_token(token).pin if token or not pin else pin)
-    key = early_key(state_dir) or store.new_key()
+    key = store.token_key(key_uri) if key_uri else early_key(state_dir) or store.new_key()
     csr = store.certificate_request(key, device)
     reply = _ask(server, ca, EnrolRequest(token=token, device=device, csr=csr.decode(), serial=serial))
     _check(reply, key, device, ca)
     fail_point("enrol-answered")
     info = store.IdentityFile(device=device, tenant=reply.tenant, server=server, broker=_broker(reply))
     files = {
-        "key.pem": store.key_pem(key),
+        **({"key.uri": key_uri.strip().encode()} if key_uri else {"key.pem": store.key_pem(key)}),
         "cert.pem": reply.chain.encode(),
         "ca.pem": ca,
         "tuf-root.json": reply.tuf_root.encode(),

@@ -1,6 +1,7 @@
 """Link: the device's identity on disk.
 
     <state>/identity/key.pem        P-256 private key, born here, mode 0600, never leaves
+    <state>/identity/key.uri        or where it is instead: a PKCS#11 URI
     <state>/identity/cert.pem       the device's certificate and its issuer chain
     <state>/identity/ca.pem         the control plane's certificate authority
     <state>/identity/tuf-root.json  the initial root of trust for releases
@@ -95,24 +96,57 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises:
             StorageError: storage.corrupt.
+            EnrolError: enrol.key where a token does not give its key.
         """
         context = self.server_context()
+        self.show_in(context)
+        return context
+
+    def show_in(self, context: ssl.SSLContext) -> None:
+        """Show our certificate to whom that context connects.
+
+        Raises:
+            StorageError: storage.corrupt.
+            EnrolError: enrol.key.
+        """
         try:
-            context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
+            if self.key_uri:
+                from .token_key import TokenKey
+
+                TokenKey(self.key_uri).use_in(context, self.folder / "cert.pem")
+            else:
+                context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
         except OSError as e:
             raise _corrupt(self.folder, e) from e
-        return context
+
+    @property
+    def key_uri(self) -> str:
+        """Where the key is, if it is in a token; "" for a file."""
+        path = self.folder / "key.uri"
+        return path.read_text().strip() if path.exists() else ""
 
     def key(self) -> ec.EllipticCurvePrivateKey:
         """The device's private key.
 
         Raises:
             StorageError: storage.corrupt.
+            EnrolError: enrol.key.
         """
         try:
+            if self.key_uri:
+                return token_key(self.key_uri)
             return read_key((self.folder / "key.pem").read_bytes())
         except (OSError, ValueError, TypeError) as e:
             raise _corrupt(self.folder, e) from e
+
+    def next_key(self) -> ec.EllipticCurvePrivateKey:
+        """The key to be certified next: a fresh one, or the one that can't leave its token.
+
+        Raises:
+            StorageError: storage.corrupt.
+            EnrolError: enrol.key.
+        """
+        return self.key() if self.key_uri else new_key()
 
     @property
     def unconfirmed(self) -> bool:
@@ -134,6 +168,17 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 def new_key() -> ec.EllipticCurvePrivateKey:
     """A P-256 key: the curve that TPMs, brokers and proxies all know."""
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def token_key(uri: str) -> ec.EllipticCurvePrivateKey:
+    """The key that a PKCS#11 URI names.
+
+    Raises:
+        EnrolError: enrol.key.
+    """
+    from .token_key import TokenKey
+
+    return TokenKey(uri)
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -264,7 +309,8 @@ def replace_certificate(identity: Identity, key: ec.EllipticCurvePrivateKey, cha
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
         # Every file is written anew, and synced: a copy that is still in the page cache dies with the power.
-        for name, data in {**kept, "key.pem": key_pem(key), "cert.pem": chain}.items():
+        fresh_key = {} if identity.key_uri else {"key.pem": key_pem(key)}
+        for name, data in {**kept, **fresh_key, "cert.pem": chain}.items():
             write_durably(fresh / name, data, mode=0o600)
         if old.is_dir():
             # Two renewals without an answer in between: what the server accepted last is the older one.

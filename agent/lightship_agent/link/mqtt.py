@@ -22,7 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from lightship_agent.contract import topics
-from lightship_agent.contract.codes import WireError
+from lightship_agent.contract.codes import LightshipError, WireError
 from lightship_agent.contract.messages import Command, State
 from lightship_agent.contract.wire import decode, encode
 
@@ -113,7 +113,7 @@ class MqttLink:
             began = time.monotonic()
             try:
                 self._connect_once()
-            except (OSError, ValueError) as e:
+            except (OSError, ValueError, LightshipError) as e:
                 log.info("mqtt: can't connect to %s:%s: %s", self._broker.host, self._broker.port, e)
             except Exception:  # a bug in a callback must not silence the device for ever
                 log.exception("mqtt: the loop failed")
@@ -127,7 +127,7 @@ class MqttLink:
         properties.SessionExpiryInterval = SESSION_EXPIRY
         if self._broker.auth == "mtls":
             # Read again for every connection: the certificate is renewed while we run.
-            self._tls.load_cert_chain(self._identity.folder / "cert.pem", self._identity.folder / "key.pem")
+            self._identity.show_in(self._tls)
         self._client.connect(
             self._broker.host, self._broker.port, keepalive=30, clean_start=False, properties=properties
         )

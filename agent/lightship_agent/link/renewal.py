@@ -5,7 +5,8 @@
     the server hangs up on us                       → we ask it for the time, without the certificate
 
 Rules:
-* every renewal makes a new key; the old pair stays beside the new one until that was accepted (see `identity`);
+* every renewal makes a new key, unless the key is in a token, which keeps its one; the old pair stays beside the new
+  one until that was accepted (see `identity`);
 * when exactly is up to the certificate: devices that were enrolled together don't come back together;
 * the server's word on whether a certificate has run out counts more than our clock: its Date comes over TLS too;
 * what fails is tried again, ever more seldom, up to once an hour.
@@ -72,7 +73,7 @@ def renew(identity: store.Identity, client: ControlPlane) -> None:
         EnrolError: enrol.revoked, enrol.certificate.
         StorageError: storage.full, storage.unwritable.
     """
-    key = store.new_key()
+    key = identity.next_key()
     chain = client.renew(store.certificate_request(key, identity.device))
     store.replace_certificate(identity, key, chain)
 
@@ -87,7 +88,7 @@ def recover(identity: store.Identity, *, believed: bool = True) -> bool:
         EnrolError: enrol.proof, enrol.certificate, enrol.revoked, enrol.pending, enrol.too-late.
         StorageError: storage.full, storage.unwritable, storage.corrupt.
     """
-    registered, fresh = identity.key(), store.new_key()
+    registered, fresh = identity.key(), identity.next_key()
     with open_client(identity.server_context(), identity.info.server) as http:
         asked = msgspec.json.encode(NonceRequest(device=identity.device))
         answer = ask(http, "POST", Paths.RECOVERY_NONCE, content=asked)

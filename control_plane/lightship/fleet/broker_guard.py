@@ -81,7 +81,8 @@ class BrokerGuard:
         with self._database.write() as session:
             certificates.forget_expired(session)
             entries = certificates.revoked(session)
-        mosquitto.write_crl(self._folder, certificates.revocation_list(self._ca, entries))
+        before = mosquitto.read_crl(self._folder)
+        mosquitto.write_crl(self._folder, certificates.revocation_list(self._ca, entries, before))
         self._broker.reload()
         self._issued = time.monotonic()
 

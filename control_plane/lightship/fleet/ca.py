@@ -106,11 +106,13 @@ class CertificateAuthority:
         issued = self._issue(key.public_key(), name, [ExtendedKeyUsageOID.CLIENT_AUTH], life, [])
         return _key_pem(key), issued.chain
 
-    def sign_revocations(self, serials: Mapping[int, datetime], *, now: datetime, next_update: datetime) -> bytes:
+    def sign_revocations(
+        self, serials: Mapping[int, datetime], *, now: datetime, last_update: datetime, next_update: datetime
+    ) -> bytes:
         """The list of these serials and when each was revoked, PEM."""
         ca, key = self._certificate(), self._key()
         builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject)
-        builder = builder.last_update(now - BACKDATE).next_update(next_update)
+        builder = builder.last_update(last_update).next_update(next_update)
         # Numbers only grow: milliseconds do, whichever process signs.
         builder = builder.add_extension(x509.CRLNumber(int(now.timestamp() * 1_000)), critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())

@@ -14,13 +14,14 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from cryptography import x509
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from lightship.storage import audit
 from lightship.storage.models import Certificate
 
-from .ca import CertificateAuthority, Issued
+from .ca import BACKDATE, CertificateAuthority, Issued
 
 CRL_LIFE: Final = timedelta(days=30)
 #: What has run out is kept for so long, because clocks differ.
@@ -61,13 +62,31 @@ def revoked(session: Session) -> list[tuple[str, int]]:
     return [(serial, at) for serial, at in session.execute(query.order_by(Certificate.serial))]
 
 
-def revocation_list(ca: CertificateAuthority, entries: Iterable[tuple[str, int]]) -> bytes:
+def revocation_list(ca: CertificateAuthority, entries: Iterable[tuple[str, int]], before: bytes = b"") -> bytes:
     """The signed list, PEM.
 
     Args:
         ca: the authority.
         entries: serial in hexadecimal, and milliseconds of the revocation.
+        before: the list that this one replaces, PEM; nothing if there is none.
     """
     now = datetime.now(UTC)
     at = {int(serial, 16): datetime.fromtimestamp(ms / 1_000, UTC) for serial, ms in entries}
-    return ca.sign_revocations(at, now=now, next_update=now + CRL_LIFE)
+    return ca.sign_revocations(at, now=now, last_update=last_update(now, _dated(before)), next_update=now + CRL_LIFE)
+
+
+def last_update(now: datetime, before: datetime | None) -> datetime:
+    """The date of a new list: a second after the one it replaces, and never in the future.
+
+    A running broker's OpenSSL keeps every list it was given (one that has lapsed does no harm beside one that has not),
+    and believes the one with the latest date, which it reads to the second: of two lists of one second, either.
+    """
+    usual = now - BACKDATE
+    return usual if before is None else min(max(usual, before + timedelta(seconds=1)), now)
+
+
+def _dated(crl: bytes) -> datetime | None:
+    try:
+        return x509.load_pem_x509_crl(crl).last_update_utc if crl else None
+    except ValueError:
+        return None

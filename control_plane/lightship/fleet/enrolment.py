@@ -151,7 +151,8 @@ def certify_next(session: Session, ca: CertificateAuthority, row: Device, csr: s
     """
     issued = ca.issue_device(csr, row.id)
     # The answer may get lost: the old key stays good until the new one is seen.
-    row.spki_next, row.cert_serial = issued.spki, issued.serial
+    # A key in a token stays the same.
+    row.spki_next, row.cert_serial = issued.spki if issued.spki != row.spki else "", issued.serial
     row.cert_not_after = int(issued.not_after.timestamp() * 1_000)
     certificates.record(session, row.id, issued)
     return issued

@@ -108,6 +108,14 @@ def write_crl(folder: Path, crl: bytes) -> None:
     write_durably(folder / "ca.crl", crl)
 
 
+def read_crl(folder: Path) -> bytes:
+    """The revocation list that was written last; nothing if none was."""
+    try:
+        return (folder / "ca.crl").read_bytes()
+    except OSError:
+        return b""
+
+
 def reload(process: subprocess.Popen[bytes]) -> None:
     """Have the broker read its revocation list again; sessions go on."""
     process.send_signal(signal.SIGHUP)

@@ -167,6 +167,23 @@ def test_the_list_is_signed_by_our_authority_good_for_a_month_and_numbered_upwar
     assert numbers[0] <= numbers[1]
 
 
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        (None, -600),
+        (-3_000, -600),
+        (-600, -599),  # another list of the same second
+        (-10, -9),
+        (0, 0),
+        (3_600, 0),  # the clock was set back: a list from the future is not believed, and this one is
+    ],
+)
+def test_a_list_is_dated_after_the_one_before_and_never_in_the_future(before: int | None, expected: int) -> None:
+    now = datetime(2026, 11, 25, tzinfo=UTC)
+    earlier = None if before is None else now + timedelta(seconds=before)
+    assert certificates.last_update(now, earlier) == now + timedelta(seconds=expected)
+
+
 def test_what_ran_out_is_neither_listed_nor_kept(home: Home) -> None:
     from lightship.storage.audit import now_ms
     from lightship.storage.models import Certificate
