@@ -26,6 +26,7 @@ from lightship.storage import audit
 from lightship.storage.models import AssignmentRow, Device, ModelVersion
 from lightship_agent.contract.codes import FleetError, ReleaseError, StorageError
 from lightship_agent.contract.media import MediaWriter, assignment_name, media_size, target_name
+from lightship_agent.fail_points import fail_point
 from lightship_agent.files import storage_error, sweep, sync_folder
 
 from . import director
@@ -146,6 +147,7 @@ def _write(out: Path, carried: Carried, envelopes: dict[str, bytes], progress: P
         _check_room(out.parent, size)
         try:
             with temporary.open("wb") as f:
+                fail_point("file-begun", out.name)
                 writer = MediaWriter(f)
                 for members in (small, assignments):
                     for name in sorted(members):
@@ -156,10 +158,12 @@ def _write(out: Path, carried: Carried, envelopes: dict[str, bytes], progress: P
                 writer.finish()
                 f.flush()
                 os.fsync(f.fileno())
+            fail_point("file-written", out.name)
             temporary.replace(out)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        fail_point("file-renamed", out.name)
         sync_folder(out.parent)
     except OSError as e:
         raise storage_error(e, out) from e

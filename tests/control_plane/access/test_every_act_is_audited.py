@@ -142,6 +142,7 @@ COMMANDS = {
     "device revoke": Act("device.revoke", "press-1"),
     "device token": Act("token.create", "", says_why=False),
     "model alias": Act("model.alias", "pump@1 champion", says_why=False),
+    "release export": Act("release.export", "--device press-1 -o {folder}/press.media", Stage.assign, says_why=False),
     "release publish": Act("model.release", "pump@2", says_why=False),
     "release revoke": Act("model.revoke", "pump@1"),
     "retrain dismiss": Act("retrain.dismiss", "p1"),

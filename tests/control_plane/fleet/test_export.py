@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -418,6 +420,28 @@ def test_an_export_that_fails_leaves_an_older_file_as_it_was(home: Home, out: Pa
         exported(home, out, "pump-1")
 
     assert (out.read_bytes(), [p.name for p in out.parent.iterdir()]) == (before, [out.name])
+
+
+@pytest.mark.parametrize("point", ["file-begun", "file-written"])
+def test_an_export_that_is_killed_leaves_no_file_and_the_next_one_is_as_good(
+    served: Served, out: Path, tmp_path: Path, point: str
+) -> None:
+    home, identity = served.home, enrolled(served.home, served.url, tmp_path, "pump-1")
+    version = register(home, 1)
+    assign(home, "pump-1", version)
+    line = ["--home", str(home.path), "release", "export", "--device", "pump-1", "-o", str(out)]
+
+    killed = subprocess.run(
+        [sys.executable, "-m", "lightship", *line],
+        env={**os.environ, "LIGHTSHIP_FAIL_POINT": f"{point}({out.name})"},
+        capture_output=True,
+        check=False,
+    )
+
+    assert (killed.returncode, out.exists()) == (-9, False)
+    exported(home, out, "pump-1")
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+    assert import_file(out, identity.folder.parent, check=check).assignment.sha256 == version.digest
 
 
 # The command ----------------------------------------------------------------------------------------------------------

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.agent.conftest import build
-from tests.control_plane.things import ACTOR, MODEL, add_device, make_champion, register, reports_running
+from tests.control_plane.things import (
+    ACTOR,
+    MODEL,
+    Served,
+    add_device,
+    enrolled,
+    make_champion,
+    register,
+    reports_running,
+)
 
+from lightship.fleet import director
 from lightship.home import Home
 from lightship.registry import release as releasing
 from lightship.release.deltas import KEPT_VERSIONS, MAX_BASES, Base, choose_bases, make_deltas, stale_patches
-from lightship.storage.models import ModelVersion
+from lightship.storage.models import AssignmentRow, ModelVersion
+from lightship_agent.contract.device_api import Paths
 from lightship_agent.contract.transport import DELTA_BASE_MAX, DELTA_WORTH, apply_patch, delta_path, pack_transport
 from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.update.check import CheckRequest, ServerSource, check
 
 NEW = "f" * 64
 
@@ -142,6 +156,31 @@ def test_a_release_brings_patches_from_what_devices_run_in_the_same_commit(home:
         (file,) = home.releases.targets.glob(f"deltas/{MODEL}/*.{Path(path).name}")
         assert sha256_hex(file.read_bytes()) == listed(home)[path]
     assert [r.path for r in home.releases.released()] == [f"bundles/{MODEL}/{v}.tar" for v in (1, 2, 3, 4)]
+
+
+def test_a_device_that_runs_the_base_is_offered_the_patch_and_others_are_not(served: Served, tmp_path: Path) -> None:
+    home, identity = served.home, enrolled(served.home, served.url, tmp_path, "pump-1")
+    one, two = release(home, 1), release(home, 2)
+    with home.database.write() as session:
+        director.assign(session, home.keys, device="pump-1", version=two, rollout="r", actor=ACTOR)
+        envelope = session.get_one(AssignmentRow, "pump-1").envelope
+    request = CheckRequest(
+        state_dir=str(identity.folder.parent),
+        device="pump-1",
+        envelope=envelope,
+        floor=0,
+        now=time.time(),
+        source=ServerSource(metadata_url=f"{served.url}{Paths.METADATA}"),
+    )
+
+    offered = check(msgspec.structs.replace(request, current_sha256=one.digest)).delta
+    others = [check(msgspec.structs.replace(request, current_sha256=sha)).delta for sha in ("", NEW, two.digest)]
+
+    assert offered is not None
+    patch = (home.releases.targets / offered.url_path).read_bytes()
+    args = {"patch_sha256": offered.sha256, "sha256": two.digest, "length": two.length}
+    assert apply_patch(patch, build(1), **args) == build(2)  # type: ignore[arg-type]
+    assert others == [None, None, None]
 
 
 def test_without_deltas_there_are_none(home: Home) -> None:
