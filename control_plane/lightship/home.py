@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from lightship_agent.contract.codes import ReleaseError, StorageError
 from lightship_agent.files import storage_error, write_durably
@@ -27,6 +28,8 @@ from .release.repository import ReleaseRepository
 from .storage import audit
 from .storage.artifacts import FolderArtifacts
 from .storage.database import Database
+
+_SECRET: Final = {".key", ".pem", ".toml"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Home:
         """
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)  # also where somebody made it before us
         except OSError as e:
             raise storage_error(e, path) from e
         home = cls.at(path)
@@ -137,6 +141,14 @@ class Home:
                 audit.append(session, actor=operator(), verb="access.grant", subject="operator-token", detail=detail)
             write_durably(self.token_path, secrets.token_urlsafe(32).encode(), mode=0o600)
 
+    def exposed(self) -> list[Path]:
+        """What others on this machine may look into, and should not: the home, and folders and files of secrets."""
+        secret = [self.path, self.token_path]
+        for name in ("keys", "ca", "broker"):
+            folder = self.path / name
+            secret += [folder, *(p for p in folder.glob("*") if p.suffix in _SECRET or p.name.endswith("-password"))]
+        return [p for p in secret if p.exists() and p.stat().st_mode & 0o077 and not _is_public(p)]
+
     @property
     def token_path(self) -> Path:
         """Where the operator token is."""
@@ -145,6 +157,11 @@ class Home:
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+
+def _is_public(path: Path) -> bool:
+    """Whether a file that ends like a key is none: certificates and public halves are for everybody."""
+    return path.is_file() and path.suffix == ".pem" and b"PRIVATE KEY" not in path.read_bytes()
 
 
 def operator() -> str:

@@ -34,6 +34,7 @@ _STATUS: Final = {
     "fleet.unknown-rollout": 404,
     "name.invalid": 422,
     "registry.unknown-model": 404,
+    "storage.corrupt": 500,
     "registry.unknown-version": 404,
     "wire.too-large": 413,
 }
@@ -165,7 +166,7 @@ def _add_health(app: FastAPI, home: Home) -> None:
 async def refuse(_request: Request, error: Exception) -> Response:
     """A refusal as JSON, with the status its code has here."""
     assert isinstance(error, LightshipError)
-    status = 503 if isinstance(error, StorageError) else _STATUS.get(error.code, 409)
+    status = _STATUS.get(error.code, 503 if isinstance(error, StorageError) else 409)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse({"error": str(error), "code": error.code}, status_code=status, headers=headers)
 

@@ -27,6 +27,8 @@ from .retrain import alarm, retrain
 from .rollouts import rollout
 from .tokens import token
 
+log = logging.getLogger(__name__)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
@@ -83,6 +85,8 @@ def up(settings: Settings, /, ready_file: Path | None, as_json: bool, **flags: s
     signal.signal(signal.SIGTERM, _interrupt)
     with opened(settings) as home, closing(ControlPlane(home, settings)) as plane:
         addresses = plane.start()
+        if exposed := home.exposed():
+            log.warning("others on this machine may look into %s", ", ".join(map(str, exposed)))
         broker = addresses.broker
         facts = {
             "dashboard": addresses.dashboard,

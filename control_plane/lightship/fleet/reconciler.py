@@ -34,6 +34,7 @@ from .broker_guard import BrokerGuard
 
 log = logging.getLogger(__name__)
 RENEW_SECONDS: Final = 600.0
+NOTE_SECONDS: Final = 3_600.0
 LEASE: Final = "reconciler"
 Poke = Callable[[tuple[str, ...]], None]
 
@@ -64,7 +65,7 @@ class Reconciler:
         self._watch = Watch(bundle_of=self._bundles, drift=drift_settings(settings), policy=policy)
         self._retrain = RetrainRunner(home, settings)
         self._stop = threading.Event()
-        self._renewed = 0.0
+        self._renewed = self._noted = 0.0
         self._epoch: int | None = None
         self.ticks = 0
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -93,6 +94,7 @@ class Reconciler:
         steps = (
             self._guard_broker,
             self._renew_metadata,
+            self._note_head,
             self._watch_models,
             self._advance_rollouts,
             self._assign,
@@ -136,6 +138,14 @@ class Reconciler:
             with self._home.database.write() as session:
                 for role in renewed:
                     audit.append(session, actor=rollouts.ACTOR, verb="release.renew", subject=role)
+
+    def _note_head(self) -> None:
+        """Say the audit log's head into the service's log, which lies elsewhere: so a cut at its end shows."""
+        if self._noted and time.monotonic() - self._noted < NOTE_SECONDS:
+            return
+        self._noted = time.monotonic()
+        with self._home.database.read() as session:
+            log.info("the audit log's head is %s", audit.head(session))
 
     def _watch_models(self) -> None:
         with self._home.database.read() as session:

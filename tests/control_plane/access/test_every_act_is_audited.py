@@ -11,6 +11,7 @@ import os
 import pwd
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
 from functools import cache
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from lightship.access.rules import RULES, Role
 from lightship.api.guard import verb_of
 from lightship.cli import cli
 from lightship.fleet import director
+from lightship.fleet.reconciler import Reconciler
 from lightship.home import Home
 from lightship.registry import versions
+from lightship.settings import load_settings
 from lightship.storage.models import AuditEvent, Device, RetrainProposal
 
 CONTROL_PLANE = Path(lightship.__file__).parent
@@ -263,6 +266,25 @@ def test_making_a_home_and_its_credential_anew_are_acts(tmp_path: Path) -> None:
     stage.run("init")
     assert len(stage.events()) == 2
     stage.home.close()
+
+
+def test_what_the_reconciler_signs_anew_is_an_act_of_its_own(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(home, home.path)
+    reconciler = Reconciler(home, load_settings({}, {"home": str(home.path)}), lambda _: None)
+    monkeypatch.setattr("lightship.fleet.reconciler.datetime", InFiveDays)
+    before = len(stage.events())
+    reconciler.tick()
+    found = [(e.verb, e.subject, e.actor) for e in stage.events()[before:]]
+    for role in ("snapshot", "timestamp"):
+        assert ("release.renew", role, "lightship:reconciler") in found
+
+
+class InFiveDays(datetime):
+    """The clock of a server that was off for a while."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> InFiveDays:
+        return super().now(tz) + timedelta(days=5)
 
 
 def test_every_write_to_the_database_audits_or_is_known_not_to_be_an_act() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select, update
 from tests.control_plane.access.callers import AWAY, CLOSED, OPEN, Caller, Unread, application, contents, token
 from tests.control_plane.things import add_device, register
 
@@ -276,3 +276,16 @@ def test_the_environment_of_a_policy_is_what_its_tokens_are_checked_against(home
     for environment, status in (("staging", 200), ("production", 403), ("development", 403)):
         app = application(home, Policy(environment=environment, open_reads=False))
         assert Caller(app, shown).get("/api/v1/overview").status_code == status
+
+
+def test_the_api_checks_the_chain_against_a_head_and_says_when_it_is_broken(home: Home, app: FastAPI) -> None:
+    viewer = Caller(app, token(home, Role.VIEWER))
+    whole = viewer.get("/api/v1/audit/verify").json()
+    assert whole["whole"]
+    with home.database.write() as session:
+        audit.append(session, actor="user:test", verb="x", subject="y")
+    assert viewer.get(f"/api/v1/audit/verify?head={whole['head']}").json()["since"] == 1
+    with home.database.write() as session:
+        session.execute(delete(AuditEvent).where(AuditEvent.verb == "x"))
+        session.execute(update(AuditEvent).where(AuditEvent.seq == 1).values(actor="user:eve"))
+    assert code(viewer.get("/api/v1/audit/verify")) == (500, "storage.corrupt")
