@@ -154,6 +154,7 @@ def test_the_sign_in_page_tells_a_stranger_nothing_of_the_fleet(app: FastAPI, fr
     assert page.status_code == 200
     assert "digits" not in page.text
     assert "meter-" not in page.text
+    assert "<script" not in page.text  # nothing to keep fresh, and no token to wipe away
     for path in ("/devices/meter-1", "/devices/none", "/rollouts/none", "/models/none", "/no/such/page"):
         said = Caller(app).get(path)
         assert "digits" not in said.text, path
