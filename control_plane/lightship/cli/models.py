@@ -180,9 +180,10 @@ def import_(
     from lightship.api import views
     from lightship.data.csv_loader import load_csv
     from lightship.registry.datasets import add_dataset
-    from lightship.registry.pipeline import import_version
+    from lightship.registry.pipeline import check_is_model, import_version
 
     reference = load_csv(csv, name=f"{name}-reference", target=target, task=task)  # type: ignore[arg-type]
+    check_is_model(onnx)
     add_dataset(home, reference, source=csv.name, parent=None, actor=operator())
     version = import_version(
         home,

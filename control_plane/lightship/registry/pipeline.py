@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lightship.convert.converter import Converted, convert, import_onnx
+from lightship.convert.converter import Converted, convert, import_onnx, inspect_onnx
 from lightship.convert.parity import check_import, check_parity, parity_rows, require
 from lightship.convert.session import OnnxModel
 from lightship.data.dataset import Dataset
@@ -136,6 +136,15 @@ def import_version(
         _pass_gate(made.gate, force_reason)
         made.importances = importances(predict, reference.x, reference.y, reference.schema.names)
         return _register(home, made, converted, reference, reference, actor, force_reason)
+
+
+def check_is_model(onnx: Path) -> None:
+    """Refuse what is no ONNX model at all, before anything is kept on its behalf.
+
+    Raises:
+        ConvertError: convert.invalid-onnx.
+    """
+    inspect_onnx(_read(onnx))
 
 
 def _pass_gate(gate: GateDecision, force_reason: str | None) -> None:
