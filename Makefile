@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := PYTHONPATH=tools $(BIN)/python
 STAMP  := $(VENV)/.ready
+# Tests are shared out file by file, in order.
+WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types check docs bench bench-update lock arm64 clean
@@ -25,7 +27,7 @@ demo: $(STAMP)  ## The whole loop on real data, explained as it goes. KEEP=1 lea
 	@$(RUN) -m demo $(if $(KEEP),--keep)
 
 test: $(STAMP)  ## Every test.
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(STAMP)  ## ruff: style, bugs, security, formatting.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
