@@ -160,6 +160,7 @@ CODES: Final[dict[str, str]] = {
     "storage.full": "No space is left; nothing was half-written.",
     "storage.quota": "The bundles that are needed take more room than this device grants them.",
     "storage.unwritable": "The directory can't be written.",
+    "storage.unreadable": "The file can't be read.",
     "storage.busy": "Another program kept the database locked for too long.",
     "storage.schema": "The database is of another version; run `lightship db upgrade`.",
     "storage.not-initialised": "This is not a Lightship home; run `lightship init`.",

@@ -13,6 +13,8 @@ Source: onnxruntime, "I/O Binding".
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -30,7 +32,7 @@ class BoundRow:
     and `value` float32 `[1]` hold the answer, each None where the graph has no such output.
     """
 
-    __slots__ = ("_io", "_run", "label", "lock", "row", "scores", "value")
+    __slots__ = ("_io", "label", "lock", "row", "run", "scores", "value")
 
     def __init__(self, session: Any, input_name: str, width: int, outputs: Outputs) -> None:
         """Bind; raises whatever onnxruntime raises."""
@@ -48,11 +50,8 @@ class BoundRow:
                 self.scores = self._bind(found, np.float32, len(outputs.labels))
             elif found.name == outputs.value_output:
                 self.value = self._bind(found, np.float32, 1)
-        self._run = session.run_with_iobinding
-
-    def run(self) -> None:
-        """Answer what is in `row`; raises whatever onnxruntime raises."""
-        self._run(self._io)
+        #: Answer what is in `row`; raises whatever onnxruntime raises.
+        self.run: Callable[[], None] = _runner(session, self._io)
 
     def _bind(self, found: Any, kind: Any, size: int) -> Any:
         shape = tuple(n if isinstance(n, int) else 1 for n in found.shape)
@@ -62,6 +61,14 @@ class BoundRow:
         array = np.zeros(size, dtype=kind)
         self._io.bind_output(found.name, "cpu", 0, kind, shape, array.ctypes.data)
         return array
+
+
+def _runner(session: Any, io: Any) -> Callable[[], None]:
+    """`session.run_with_iobinding(io)`, past the wrappers that onnxruntime has around it, where they are as we know."""
+    inner, bound = getattr(session, "_sess", None), getattr(io, "_iobinding", None)
+    if inner is None or bound is None or not hasattr(inner, "run_with_iobinding"):
+        return partial(session.run_with_iobinding, io)
+    return partial(inner.run_with_iobinding, bound, None)
 
 
 def bind_row(session: Any, input_name: str, outputs: Outputs, rows: npt.NDArray[np.float32]) -> BoundRow | None:

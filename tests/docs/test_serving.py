@@ -1,0 +1,66 @@
+"""docs/serving.md is run as it stands: its Python on a device that serves `pump`, its answers compared.
+
+In expected lines `…` stands for anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.agent.conftest import build
+from tests.docs.fences import ROOT, Block, blocks
+
+from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.update.machine import Target, UpdateState
+
+PAGE = ROOT / "docs" / "serving.md"
+
+
+class Device:
+    """A device as the page has it, and the reader's program beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state"
+        self.names: dict[str, Any] = {}
+        self.places = {"/var/lib/lightship-agent": str(self.state)}
+        data = build()
+        digest = sha256_hex(data)
+        (self.state / "bundles").mkdir(parents=True)
+        (self.state / "bundles" / f"{digest}.tar").write_bytes(data)
+        target = Target(model="pump", version=1, path="p", sha256=digest, length=len(data), seq=1, rollout="")
+        (self.state / "update.json").write_bytes(msgspec.json.encode(UpdateState(current=target)))
+
+    def run(self, program: str) -> str:
+        for written, here in self.places.items():
+            program = program.replace(written, here)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(program, str(PAGE), "exec"), self.names)
+        return said.getvalue()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    return Device(tmp_path)
+
+
+def pairs() -> list[tuple[Block, Block]]:
+    """Each Python block with the block of text behind it."""
+    found = blocks(PAGE)
+    return [(a, b) for a, b in pairwise(found) if a.language == "python"]
+
+
+def test_every_example_prints_what_the_page_says(device: Device) -> None:
+    assert len(pairs()) >= 1
+    for program, expected in pairs():
+        assert expected.language == "text", f"{program.body}\nhas no output behind it"
+        said = device.run(program.body)
+        pattern = ".*".join(re.escape(part) for part in expected.body.split("…"))
+        assert re.fullmatch(pattern, said), f"{program.body}\nsaid\n{said}\nand not\n{expected.body}"
