@@ -31,12 +31,14 @@ import msgspec
 from .assignment import MAX_ENVELOPE
 from .bundle import MAX_BUNDLE
 from .codes import MediaError
+from .device_api import MAX_RELEASE_LIST
 from .ustar import BLOCK, END, claimed_length, claimed_name, header, padding
 
 FORMAT: Final = b"1\n"
 FORMAT_MEMBER: Final = "lightship-media"
 TIMESTAMP: Final = "metadata/timestamp.json"
-MAX_METADATA: Final = 4_000_000  # bytes, of one file
+#: The release list is the largest of all metadata.
+MAX_METADATA: Final = MAX_RELEASE_LIST  # bytes, of one file
 #: zstd makes nothing that can't be compressed longer than this.
 MAX_TRANSPORT: Final = MAX_BUNDLE + MAX_BUNDLE // 128 + 1024  # bytes
 _STEP: Final = 1 << 20

@@ -180,7 +180,7 @@ def spool(
         path: the file.
         state_dir: the agent's.
         device: whose assignment is copied.
-        seq: of the verified assignment; the agent takes files in this order.
+        seq: of the verified assignment; the agent takes the highest first.
         transport: the verified released file that brings the bundle; its digest is verified here.
         progress: told bytes done and bytes in all, now and then.
 
@@ -229,9 +229,12 @@ def settled(path: Path) -> None:
 
 
 def spooled(state_dir: Path) -> list[Path]:
-    """The files that wait, in the order they are to be taken."""
+    """The files that wait, the newest assignment first: it raises the floor above those that are older."""
     try:
-        return sorted(p for p in (state_dir / FOLDER).iterdir() if p.suffix == SUFFIX and not p.name.startswith("."))
+        return sorted(
+            (p for p in (state_dir / FOLDER).iterdir() if p.suffix == SUFFIX and not p.name.startswith(".")),
+            reverse=True,
+        )
     except OSError:  # there is no such folder until the first import
         return []
 

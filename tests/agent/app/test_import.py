@@ -19,6 +19,7 @@ from tests.control_plane.things import ACTOR, register
 from lightship.fleet.export import export
 from lightship.storage.models import ModelVersion
 from lightship_agent.contract.codes import EXIT_STATUS
+from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.update import machine as m
 from lightship_agent.update.media import spooled
 from lightship_agent.update.store import BundleStore, StateFile
@@ -31,12 +32,16 @@ NOWHERE = ("unshare", "--map-root-user", "--net")
 
 @dataclass(frozen=True)
 class Site:
-    """A device that has version 1, a stick with version 2, and no control plane any more."""
+    """A device that has version 1, sticks with versions 2 and, later, 3, and no control plane any more."""
 
     state: Path
     stick: Path
     old: str
     new: str
+
+    @property
+    def later(self) -> Path:
+        return self.stick.with_name("later.media")
 
     def stored(self) -> m.UpdateState:
         return StateFile(self.state).load()
@@ -75,17 +80,23 @@ def _made(folder: Path, empty_home: Path, second: bytes) -> Site:
         BundleStore(state).put(first.digest, build(1))
         field.assign("press-1", first)
         StateFile(state).save(m.UpdateState(floor=1, current=m.Target.of(field.assignment("press-1", first, seq=1))))
-        two = _second(field, second)
+        two = _released(field, 2, second)
         field.assign("press-1", two)
         (folder / "site").mkdir()
         made = Site(folder / "site" / "press-1", folder / "site" / "stick.media", first.digest, two.digest)
-        export(field.home, made.stick, devices=["press-1"], life=timedelta(days=30), actor=ACTOR)
+        _export(field, made.stick)
+        field.assign("press-1", _released(field, 3, build(3)))
+        _export(field, made.later)
         shutil.copytree(state, made.state)
     return made
 
 
-def _second(field: Field, bundle: bytes) -> ModelVersion:
-    row = register(field.home, 2, released=False)
+def _export(field: Field, path: Path) -> None:
+    export(field.home, path, devices=["press-1"], life=timedelta(days=30), actor=ACTOR)
+
+
+def _released(field: Field, number: int, bundle: bytes) -> ModelVersion:
+    row = register(field.home, number, released=False)
     with field.home.database.write() as session:
         stored = session.get(ModelVersion, (row.model, row.version))
         assert stored is not None
@@ -147,6 +158,20 @@ def test_without_an_agent_the_stick_is_applied_at_the_next_start(site: Site) -> 
         until(lambda: spooled(site.state) == [])
 
 
+@pytest.mark.slow
+def test_of_two_sticks_that_wait_only_the_later_one_is_tried(site: Site) -> None:
+    for stick in (site.stick, site.later):
+        assert command("import", str(stick), "--no-wait", state=site.state).returncode == 0
+    assert len(spooled(site.state)) == 2
+    third = sha256_hex(build(3))
+
+    with RunningAgent(site.state) as agent:
+        agent.wait_for(third)
+        until(lambda: spooled(site.state) == [])
+    assert sorted(p.stem for p in (site.state / "bundles").iterdir()) == sorted([site.old, third])
+    assert refusal(site.carried()) == "trust.rollback"
+
+
 def test_a_stick_for_what_already_runs_leaves_nothing_to_do(site: Site) -> None:
     site.carried("--no-wait")
     with RunningAgent(site.state) as agent:
@@ -197,6 +222,7 @@ def test_a_spoilt_stick_is_refused_and_the_old_model_serves_on(site: Site, spoil
         assert (agent.serving(), site.on_disk()) == ([site.old], before)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_spoilt_while_it_waits_is_refused_by_the_agent_too(site: Site) -> None:
     site.carried("--no-wait")
     (waiting,) = spooled(site.state)
@@ -222,6 +248,7 @@ def test_what_somebody_leaves_in_the_folder_that_is_no_media_file_is_removed(sit
         assert agent.serving() == [site.old]
 
 
+@pytest.mark.slow
 def test_a_veto_on_site_holds_the_stick_until_it_is_lifted(site: Site, tmp_path: Path) -> None:
     veto = tmp_path / "veto"
     veto.write_text("the press is running")
