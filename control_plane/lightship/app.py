@@ -69,6 +69,7 @@ class ControlPlane:
 
         Raises:
             SettingsError: settings.port-taken.
+            ReleaseError: release.not-begun, release.unknown.
             LinkError: link.broker.
         """
         try:
@@ -79,6 +80,7 @@ class ControlPlane:
 
     def _start(self) -> Addresses:
         settings, home = self._settings, self._home
+        home.releases.require()
         listener = operator_listener(settings)
         operator_socket = self._bind(settings.api_host, settings.api_port, "api_port")
         device_socket = self._bind(settings.device_host, settings.device_port, "device_port")

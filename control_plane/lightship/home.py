@@ -23,7 +23,7 @@ from lightship_agent.files import storage_error, write_durably
 
 from .data.store import DatasetStore
 from .fleet.ca import CertificateAuthority
-from .release.keys import OFFLINE_ROLES, KeyFolder
+from .release.keys import DEVELOPMENT_NOTICE, OFFLINE_ROLES, KeyFolder
 from .release.repository import ReleaseRepository
 from .storage import audit
 from .storage.artifacts import FolderArtifacts
@@ -148,6 +148,11 @@ class Home:
             folder = self.path / name
             secret += [folder, *(p for p in folder.glob("*") if p.suffix in _SECRET or p.name.endswith("-password"))]
         return [p for p in secret if p.exists() and p.stat().st_mode & 0o077 and not _is_public(p)]
+
+    def notice(self) -> str:
+        """What is to be said loudly about the keys; "" where there is nothing to be said."""
+        kept = any(self.keys.has(role) for role in OFFLINE_ROLES)
+        return DEVELOPMENT_NOTICE if kept else ""
 
     @property
     def token_path(self) -> Path:

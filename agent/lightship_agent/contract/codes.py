@@ -97,6 +97,7 @@ CODES: Final[dict[str, str]] = {
     "release.not-begun": "The release repository has no signed root yet: its first ceremony is not finished.",
     "release.ceremony": "A ceremony file is malformed, asks for what can't work, or is not for this key.",
     "release.too-long": "The release list would be longer than devices read.",
+    "release.expiring": "Signed metadata is near its end, or was not signed anew in time.",
     "release.threshold": "Not enough keys have signed yet.",
     "release.stale": "What is in force has changed since this was made, or it was made too long ago.",
     "trust.signature": "Signed metadata or an assignment does not verify with enough trusted keys.",

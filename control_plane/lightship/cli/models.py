@@ -1,11 +1,9 @@
-"""CLI: training, registered models, releases."""
+"""CLI: training and registered models."""
 
 from __future__ import annotations
 
-import re
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 
@@ -69,7 +67,7 @@ def train(
         allow_modules=allow_module,
     )
     with home.database.read() as session:
-        _show_version(views.model_version(session, version), as_json=as_json)
+        show_version(views.model_version(session, version), as_json=as_json)
 
 
 @click.group()
@@ -122,7 +120,7 @@ def show(home: Home, reference: str, as_json: bool) -> None:
     if as_json:
         emit(facts)
         return
-    _show_version(facts, as_json=False)
+    show_version(facts, as_json=False)
     for check in facts["run"]["gate"].get("checks", []):
         say(f"gate   {'holds ' if check['holds'] else 'FAILED'} {check['sentence']}")
     run, parity = facts["run"], facts["run"]["parity"]
@@ -196,7 +194,7 @@ def import_(
         progress=lambda text: say(f"  {text} …"),
     )
     with home.database.read() as session:
-        _show_version(views.model_version(session, version), as_json=as_json)
+        show_version(views.model_version(session, version), as_json=as_json)
 
 
 @model.command()
@@ -221,120 +219,6 @@ def exposure(home: Home, reference: str, as_json: bool) -> None:
     table(f"Served by {row.model}@{row.version}", ("device", "from", "to", "seconds", "rows", "failures"), cells)
 
 
-class _PublishByDefault(click.Group):
-    """`lightship release digits@1` means `lightship release publish digits@1`."""
-
-    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in self.commands:
-            args = ["publish", *args]
-        return super().resolve_command(context, args)
-
-
-@click.group(cls=_PublishByDefault)
-def release() -> None:
-    """Sign and publish versions (`release REFERENCE`), list and revoke them."""
-
-
-@release.command()
-@click.argument("reference")
-@click.option(
-    "--deltas/--no-deltas", default=True, show_default=True, help="Make patches from what devices run, where they pay."
-)
-@json_option
-@with_home
-def publish(home: Home, reference: str, deltas: bool, as_json: bool) -> None:
-    """Sign a version's bundle and publish it in the release repository."""
-    from lightship.api import views
-    from lightship.registry.release import release as release_version
-
-    row = release_version(home, reference, actor=operator(), deltas=deltas, progress=lambda text: say(f"  {text} …"))
-    with home.database.read() as session:
-        _show_version(views.model_version(session, row), as_json=as_json)
-
-
-@release.command("list")
-@json_option
-@with_home
-def released(home: Home, as_json: bool) -> None:
-    """What the signed repository lists."""
-    rows = home.releases.released()
-    if as_json:
-        emit([{"path": r.path, "sha256": r.sha256, "length": r.length, "transport": r.transport_length} for r in rows])
-        return
-    cells = [(r.path, r.sha256[:12], r.length, r.transport_length) for r in rows]
-    table("Released bundles", ("path", "sha256", "bytes", "bytes sent"), cells)
-
-
-@release.command()
-@click.argument("reference")
-@click.option("--reason", required=True, help="Why; it is audited.")
-@json_option
-@with_home
-def revoke(home: Home, reference: str, reason: str, as_json: bool) -> None:
-    """De-list a version: no device accepts it any more."""
-    from lightship.api import views
-    from lightship.registry.release import revoke as revoke_version
-
-    row = revoke_version(home, reference, actor=operator(), reason=reason)
-    with home.database.read() as session:
-        _show_version(views.model_version(session, row), as_json=as_json)
-
-
-class _Life(click.ParamType[timedelta]):
-    """`30d`, `36h` or `90min` as a time span."""
-
-    name = "TIME"
-    _UNITS: ClassVar = {"d": "days", "h": "hours", "min": "minutes"}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Raise a usage error for anything else."""
-        if isinstance(value, timedelta):
-            return value
-        match = re.fullmatch(r"([1-9][0-9]{0,4})(d|h|min)", str(value))
-        if match is None:
-            self.fail(f"expected a time such as 30d, 36h or 90min, found {value!r}.", param, ctx)
-        return timedelta(**{self._UNITS[match[2]]: int(match[1])})
-
-
-@release.command("export")
-@click.option("--device", "devices", multiple=True, help="A device the file is for; may be repeated.")
-@click.option("--group", default="", help="All active devices of this group.")
-@click.option("--expires", type=_Life(), default="30d", show_default=True, help="How long the file is good: 30d, 36h.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file, for instance on a stick."
-)
-@json_option
-@with_home
-def export_(home: Home, devices: tuple[str, ...], group: str, expires: timedelta, output: Path, as_json: bool) -> None:
-    """Write one signed file that brings devices without a network what they are assigned."""
-    from lightship.fleet.export import export
-
-    if not devices and not group:
-        raise click.UsageError("Give --device, which may be repeated, or --group.")
-    made = export(
-        home,
-        output,
-        devices=devices,
-        group=group,
-        life=expires,
-        actor=operator(),
-        progress=lambda text: say(f"  {text} …"),
-    )
-    facts = {
-        "file": str(made.path),
-        "bytes": made.size,
-        "until": made.until.isoformat(),
-        "devices": list(made.devices),
-        "bundles": list(made.bundles),
-    }
-    if as_json:
-        emit(facts)
-        return
-    until = f"{made.until:%Y-%m-%d %H:%M} UTC"
-    say(f"{made.path}: {made.size / 1e6:.1f} MB, for {len(made.devices)} device(s), good until {until}.")
-    say(f"On each of them: lightship-agent import {made.path.name}")
-
-
 def limits(gate: tuple[str, ...]) -> dict[str, float]:
     """`accuracy=0.9` as a number by name.
 
@@ -351,7 +235,8 @@ def limits(gate: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
-def _show_version(facts: dict[str, Any], *, as_json: bool) -> None:
+def show_version(facts: dict[str, Any], *, as_json: bool) -> None:
+    """A version, in two lines or as JSON."""
     if as_json:
         emit(facts)
         return

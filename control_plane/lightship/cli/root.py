@@ -22,7 +22,9 @@ from .audit import audit
 from .console import console, emit, fail, json_option, opened, say, stamp, table, with_home
 from .data import data
 from .devices import device
-from .models import model, release, train
+from .keys import keys
+from .models import model, train
+from .releases import release
 from .retrain import alarm, retrain
 from .rollouts import rollout
 from .tokens import token
@@ -41,20 +43,24 @@ def cli(context: click.Context, home: str | None) -> None:
 
 
 @cli.command()
+@click.option(
+    "--production", is_flag=True, help="Without keys of root, targets and releases: the first ceremony names them."
+)
 @json_option
 @click.pass_obj
-def init(settings: Settings, as_json: bool) -> None:
+def init(settings: Settings, production: bool, as_json: bool) -> None:
     """Make a home: database, certificate authority, signing keys, release repository."""
     from lightship.home import Home
-    from lightship.release.keys import DEVELOPMENT_NOTICE
 
-    home = Home.create(settings.home)
-    facts = {"home": str(home.path), "ca_pin": home.ca.pin(), "notice": DEVELOPMENT_NOTICE}
+    home = Home.create(settings.home, production=production)
+    notice, begun = home.notice(), home.releases.exists
+    facts = {"home": str(home.path), "ca_pin": home.ca.pin(), "notice": notice, "releases": begun}
     home.close()
     if as_json:
         emit(facts)
         return
-    say(f"Made {facts['home']}.\n{DEVELOPMENT_NOTICE}\nNext: `lightship up`, or `lightship data add`.")
+    further = "`lightship up`, or `lightship data add`." if begun else "`lightship keys ceremony begin --root …`."
+    say("\n".join(filter(None, (f"Made {facts['home']}.", notice, f"Next: {further}"))))
 
 
 def _up_options(command: click.Command) -> click.Command:
@@ -75,7 +81,6 @@ def up(settings: Settings, /, ready_file: Path | None, as_json: bool, **flags: s
     import json
 
     from lightship.app import ControlPlane
-    from lightship.release.keys import DEVELOPMENT_NOTICE
 
     settings = load_settings(os.environ, {"home": str(settings.home), **flags})
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -100,7 +105,7 @@ def up(settings: Settings, /, ready_file: Path | None, as_json: bool, **flags: s
             emit(facts)
         else:
             say(f"dashboard {facts['dashboard']}\ndevices   {facts['devices']}\nbroker    {facts['broker']}")
-            say("\n".join(t for t in (facts["access"], facts["notice"], DEVELOPMENT_NOTICE) if t))
+            say("\n".join(t for t in (facts["access"], facts["notice"], home.notice()) if t))
         if ready_file is not None:
             write_durably(ready_file, json.dumps(facts).encode())
         plane.serve()
@@ -166,7 +171,7 @@ def upgrade(settings: Settings, as_json: bool) -> None:
         say("The schema is up to date.")
 
 
-for _command in (_up_options(up), data, train, model, release, device, rollout, retrain, alarm, audit, token):
+for _command in (_up_options(up), data, train, model, release, keys, device, rollout, retrain, alarm, audit, token):
     cli.add_command(_command)
 
 

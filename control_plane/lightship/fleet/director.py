@@ -7,10 +7,11 @@ the device gets, byte for byte.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Final
 
 from securesystemslib.dsse import Envelope
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from lightship.release.keys import KeyFolder
@@ -94,12 +95,35 @@ def renew(session: Session, keys: KeyFolder, *, actor: str, most: int = 100) -> 
     Raises:
         ReleaseError: release.keys.
     """
+    due = audit.now_ms() + LIFE_SECONDS * 1_000 // 2
+    query = _renewable().where(AssignmentRow.expires_at < due).order_by(AssignmentRow.expires_at)
+    found = [(row, version) for row, version in session.execute(query.limit(most))]
+    return _assign_anew(session, keys, found, actor)
+
+
+def resign(session: Session, keys: KeyFolder, *, actor: str, most: int = 100) -> tuple[str, ...]:
+    """Sign anew what another key than the one in force signed, as it is after a rotation; the devices.
+
+    Raises:
+        ReleaseError: release.keys.
+    """
+    mine = keys.signer("director").public_key.keyid.encode()
+    everything = session.execute(_renewable().order_by(AssignmentRow.device))
+    found = [(row, version) for row, version in everything if mine not in row.envelope]
+    return _assign_anew(session, keys, found[:most], actor)
+
+
+def _renewable() -> Select[AssignmentRow, ModelVersion]:
+    """Assignments of released versions to active devices."""
     of_device = AssignmentRow.device == Device.id
     of_version = (AssignmentRow.model == ModelVersion.model) & (AssignmentRow.version == ModelVersion.version)
-    due = audit.now_ms() + LIFE_SECONDS * 1_000 // 2
     query = select(AssignmentRow, ModelVersion).join(Device, of_device).join(ModelVersion, of_version)
-    query = query.where(Device.state == "active", ModelVersion.state == "released", AssignmentRow.expires_at < due)
-    found = session.execute(query.order_by(AssignmentRow.expires_at).limit(most)).all()
+    return query.where(Device.state == "active", ModelVersion.state == "released")
+
+
+def _assign_anew(
+    session: Session, keys: KeyFolder, found: Sequence[tuple[AssignmentRow, ModelVersion]], actor: str
+) -> tuple[str, ...]:
     for row, version in found:
         assign(session, keys, device=row.device, version=version, rollout=row.rollout, actor=actor)
     return tuple(row.device for row, _ in found)

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from lightship.home import Home
 from lightship.monitoring.drift import DriftSettings
@@ -67,6 +68,7 @@ class Reconciler:
         self._stop = threading.Event()
         self._renewed = self._noted = 0.0
         self._epoch: int | None = None
+        self._director = ""  # the key that signed every assignment, as far as was looked
         self.ticks = 0
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
@@ -132,12 +134,19 @@ class Reconciler:
         if self._renewed and time.monotonic() - self._renewed < RENEW_SECONDS:
             return
         self._renewed = time.monotonic()
-        renewed = self._home.releases.renew(datetime.now(UTC))
-        if renewed:
-            log.info("release metadata re-signed: %s", ", ".join(renewed))
-            with self._home.database.write() as session:
-                for role in renewed:
-                    audit.append(session, actor=rollouts.ACTOR, verb="release.renew", subject=role)
+        try:
+            renewed = self._home.releases.renew(datetime.now(UTC))
+            if renewed:
+                log.info("release metadata re-signed: %s", ", ".join(renewed))
+                with self._home.database.write() as session:
+                    for role in renewed:
+                        audit.append(session, actor=rollouts.ACTOR, verb="release.renew", subject=role)
+        finally:
+            # Loudly, whether it could be renewed or not: a list that expires unnoticed is the likeliest outage.
+            for role_health in self._home.releases.health(datetime.now(UTC)):
+                if role_health.state != "ok":
+                    level = logging.WARNING if role_health.state == "due" else logging.ERROR
+                    log.log(level, "release metadata: %s", role_health.sentence)
 
     def _note_head(self) -> None:
         """Say the audit log's head into the service's log, which lies elsewhere: so a cut at its end shows."""
@@ -169,7 +178,18 @@ class Reconciler:
         with self._home.database.write() as session:
             newcomers = rollouts.default_assignments(session, self._home.keys)
             director.renew(session, self._home.keys, actor=rollouts.ACTOR)
-        self._poke(newcomers)
+            resigned = self._after_rotation(session)
+        self._poke((*newcomers, *resigned))
+
+    def _after_rotation(self, session: Session) -> tuple[str, ...]:
+        """At the start, and whenever the director's key is another: sign anew what the old one signed."""
+        key = self._home.keys.signer("director").public_key.keyid
+        if key == self._director:
+            return ()
+        resigned = director.resign(session, self._home.keys, actor=rollouts.ACTOR)
+        if not resigned:
+            self._director = key
+        return resigned
 
     def _run_retrain(self) -> None:
         if self._settings.retrain == "auto":

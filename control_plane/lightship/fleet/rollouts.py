@@ -194,13 +194,31 @@ def intervene(session: Session, rollout: str, what: str, *, actor: str, reason: 
     return row
 
 
+def running(session: Session, digest: str) -> list[str]:
+    """Active devices that report that they serve this bundle."""
+    query = select(Device).where(Device.state == "active").order_by(Device.id)
+    return [d.id for d in session.scalars(query) if any(x.get("digest") == digest for x in d.running)]
+
+
+def pause_version(session: Session, model: str, version: int, *, actor: str, reason: str) -> tuple[str, ...]:
+    """Pause every running rollout of a version, until it is decided what becomes of it; their ids."""
+    mine = [row for row in active(session) if (row.model, row.version, row.status) == (model, version, "running")]
+    for row in mine:
+        intervene(session, row.id, "pause", actor=actor, reason=reason)
+    return tuple(row.id for row in mine)
+
+
 def advance(session: Session, row: RolloutRow, keys: KeyFolder, bundle_of: BundleOf) -> tuple[str, ...]:
     """One step of a rollout: judge, decide, assign; the devices to poke after commit."""
     plan, state, now = plan_of(row), state_of(row), audit.now_ms() / 1_000
     known = facts(session, row.id, plan)
     verdict = _gate(session, row, plan, state, bundle_of)
     plan = _with_a_way_back(session, plan)
-    after, actions = r.step(plan, state, known, verdict, now)
+    if state.status in ("running", "paused") and versions.get(session, plan.model, plan.version).state == "revoked":
+        reason = f"{plan.model}@{plan.version} was revoked."
+        after, actions = r.abort(plan, state, revert=True, reason=reason, now=now)
+    else:
+        after, actions = r.step(plan, state, known, verdict, now)
     if after != state:
         fail_point("advancing", after.status)
         _store(row, after)

@@ -91,6 +91,13 @@ class Documents:
         document = getattr(self, role)
         return 0 if document is None else int(document.signed.version)
 
+    def same_as(self, other: Documents) -> bool:
+        """Whether each of these says the same as the other's."""
+        return all(
+            getattr(other, role) is not None and getattr(other, role).signed_bytes == document.signed_bytes
+            for role, document in self.items()
+        )
+
     def role_keys(self, role: str) -> RoleKeys:
         """Who signs for a role."""
         delegator = (self.targets if role in _PATHS else self.root) or self.root
@@ -240,7 +247,10 @@ def check_roles(documents: Documents) -> None:
     if not root.signed.consistent_snapshot:
         raise ReleaseError("release.ceremony", "root must keep consistent snapshots on.")
     for role in ROLES:
-        spec = documents.role_keys(role)
+        try:
+            spec = documents.role_keys(role)
+        except ValueError as e:
+            raise ReleaseError("release.ceremony", f"{role} names a key that is not listed: {e}.") from e
         if not 1 <= spec.threshold <= len(spec.keyids):
             message = f"{role}: a threshold of {spec.threshold} can't be reached with {len(spec.keyids)} keys."
             remedy = "Add a key in its place, or lower the threshold."

@@ -171,15 +171,15 @@ class KeyFolder:
             self._make_folder()
             write_new(target, public_json(key, uri=facts.uri, pin_file=facts.pin_file))
 
-    def retire(self, role: str, keep: Collection[str]) -> None:
-        """Remove the keys of `role` that are not among `keep`: nobody believes them any more.
+    def retire(self, role: str, keyids: Collection[str]) -> None:
+        """Remove these keys of `role`, where they are here: nobody believes them any more.
 
         Raises:
             StorageError: storage.unwritable.
         """
         try:
             for held in self.held():
-                if held.role == role and held.keyid and held.keyid not in keep:
+                if held.role == role and held.keyid in keyids:
                     held.path.unlink(missing_ok=True)
             sync_folder(self.folder)
         except OSError as e:

@@ -37,6 +37,7 @@ from lightship_agent.files import storage_error, sweep, sync_folder, write_durab
 
 from .changes import Documents, RoleKeys, check, first_documents
 from .deltas import stale_patches
+from .health import RoleHealth, judge
 from .keys import ROLES, KeyFolder
 from .metadata import LIFE, RELEASES, MetadataFiles, Signed, expiry
 from .signing import sign_with, verifies
@@ -54,6 +55,13 @@ class Released:
     sha256: str
     length: int
     transport_length: int
+
+
+class _Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """A change under way: files in the order in which they are written, and the keys that count no more after it."""
+
+    files: list[tuple[str, str]]
+    retired: dict[str, list[str]]
 
 
 class ReleaseRepository:
@@ -140,6 +148,18 @@ class ReleaseRepository:
         listed = (p for p in sorted(releases.targets) if p.startswith(_BUNDLES) and not p.endswith(TRANSPORT_SUFFIX))
         return [self._released(p, releases) for p in listed]
 
+    def version(self, role: str) -> int | None:
+        """The version of a role's metadata in force; None for the director, which has none of its own.
+
+        Raises:
+            ReleaseError: release.not-begun, release.unknown.
+        """
+        self.require()
+        kinds: dict[str, type[Any]] = {"root": Root, "snapshot": Snapshot, "timestamp": Timestamp}
+        if role == "director":
+            return None
+        return int(self._files.load(role, kinds.get(role, Targets)).signed.version)
+
     def expiries(self) -> dict[str, datetime]:
         """When each role's metadata expires.
 
@@ -195,11 +215,8 @@ class ReleaseRepository:
         """
         with self._lock():
             releases = self._files.releases()
-            transports = {} if packed is None else {path: packed}
-            if self._add(releases, {path: bundle}, extra, transports):
-                listed = {p: target.hashes["sha256"] for p, target in releases.signed.targets.items()}
-                for stale in stale_patches(listed, path.split("/")[1]):
-                    del releases.signed.targets[stale]
+            transports = _NO_TARGETS if packed is None else {path: packed}
+            if self._list(releases, {path: bundle}, extra, transports):
                 self._commit(releases, signers)
             return self._released(path, releases.signed)
 
@@ -215,8 +232,21 @@ class ReleaseRepository:
             delist(releases.signed, path)
             self._commit(releases, signers)
 
-    def draft(self, *, add: Mapping[str, bytes] = _NO_TARGETS, remove: Collection[str] = ()) -> Metadata[Targets]:
+    def draft(
+        self,
+        *,
+        add: Mapping[str, bytes] = _NO_TARGETS,
+        packed: Mapping[str, bytes] = _NO_TARGETS,
+        extra: Mapping[str, bytes] = _NO_TARGETS,
+        remove: Collection[str] = (),
+    ) -> Metadata[Targets]:
         """The next release list, with nobody's signature yet; the files of what it adds are stored already.
+
+        Args:
+            add: bundles by path.
+            packed: the same as they travel, where the caller has made that already.
+            extra: further targets that go with them; e.g. deltas.
+            remove: paths of bundles that are de-listed.
 
         Raises:
             ReleaseError: release.exists, release.unknown, release.not-begun.
@@ -224,7 +254,7 @@ class ReleaseRepository:
         """
         with self._lock():
             releases = self._files.releases()
-            self._add(releases, add, _NO_TARGETS)
+            self._list(releases, add, extra, packed)
             for path in remove:
                 delist(releases.signed, path)
             releases.signed.version += 1
@@ -232,6 +262,14 @@ class ReleaseRepository:
             releases.signatures.clear()
             self._require_readable(releases)
             return releases
+
+    def health(self, now: datetime) -> list[RoleHealth]:
+        """Whether each role's metadata is renewed in time.
+
+        Raises:
+            ReleaseError: release.not-begun, release.unknown.
+        """
+        return judge(self.expiries(), {role: self.lacking(role) for role in LIFE}, now)
 
     def lacking(self, role: str, signers: Sequence[Signer] = ()) -> int:
         """How many signatures of `role` can't be made here.
@@ -246,6 +284,8 @@ class ReleaseRepository:
     def change(self, documents: Documents) -> list[str]:
         """Put signed documents into force together, with the snapshot and timestamp that list them; their roles.
 
+        Where they are in force already, nothing is done.
+
         Raises:
             ReleaseError: release.stale, release.threshold, release.ceremony, release.keys; nothing has changed.
             StorageError: storage.full, storage.unwritable; who takes the lock next finishes it.
@@ -255,9 +295,12 @@ class ReleaseRepository:
             if self._broken:
                 self.require()
             before = self.in_force() if self.exists else Documents()
+            if documents.same_as(before):
+                return []
             check(documents, before)
-            files = self._files_of(before, documents)
-            write_durably(self._journal, msgspec.json.encode(files))
+            self._check_stored(before, documents)
+            journal = _Journal(files=self._files_of(before, documents), retired=_retired(before, documents))
+            write_durably(self._journal, msgspec.json.encode(journal))
             self._carry_out()
             return [role for role, _ in documents.items()]
 
@@ -313,12 +356,28 @@ class ReleaseRepository:
     def _past_half(self, role: str, now: datetime) -> bool:
         return self._files.expires(role) - now < LIFE[role] / 2
 
+    def _list(
+        self,
+        releases: Metadata[Targets],
+        bundles: Mapping[str, bytes],
+        extra: Mapping[str, bytes],
+        transports: Mapping[str, bytes],
+    ) -> bool:
+        """Store and list what is new, and drop the patches that lead to old versions; whether anything was new."""
+        if not self._add(releases, bundles, extra, transports):
+            return False
+        listed = {p: target.hashes["sha256"] for p, target in releases.signed.targets.items()}
+        for model in {path.split("/")[1] for path in bundles}:
+            for stale in stale_patches(listed, model):
+                releases.signed.targets.pop(stale, None)
+        return True
+
     def _add(
         self,
         releases: Metadata[Targets],
         bundles: Mapping[str, bytes],
         extra: Mapping[str, bytes],
-        transports: Mapping[str, bytes] = _NO_TARGETS,
+        transports: Mapping[str, bytes],
     ) -> bool:
         """Store and list what is not listed yet; whether anything was. `transports` are bundles packed already."""
         listed = releases.signed.targets
@@ -433,6 +492,20 @@ class ReleaseRepository:
             new = {**new, "root": root} if seamless else {"root": root, **new}
         return [(self._file_name(role, m), self._files.encode(m).decode()) for role, m in new.items()]
 
+    def _check_stored(self, before: Documents, documents: Documents) -> None:
+        """See that what would be listed can be fetched here, and that no path changes its bytes."""
+        old = before.releases.signed.targets if before.releases is not None else {}
+        new = documents.releases.signed.targets if documents.releases is not None else {}
+        for path, target in new.items():
+            digest = target.hashes.get("sha256", "")
+            if path in old and old[path].hashes.get("sha256") != digest:
+                raise ReleaseError("release.exists", f"{path} is released with other bytes.")
+            # A bundle travels as the packed file beside it, which is listed too.
+            travels = path + TRANSPORT_SUFFIX not in new
+            if path not in old and travels and not self._stored(path, digest).exists():
+                message = f"{path} with digest {digest[:16]} would be listed, and its file is not here."
+                raise ReleaseError("release.ceremony", message, remedy="Begin with `lightship release` on this server.")
+
     def _current(self, role: str, kind: type[Signed]) -> Metadata[Signed]:
         """What is in force, or a version 0 for the first one to follow."""
         if self.exists:
@@ -461,15 +534,20 @@ class ReleaseRepository:
 
     def _carry_out(self) -> None:
         """Write what the journal says; again from the start when that was cut."""
-        for name, text in msgspec.json.decode(self._journal.read_bytes(), type=list[tuple[str, str]]):
+        try:
+            journal = msgspec.json.decode(self._journal.read_bytes(), type=_Journal)
+        except (OSError, msgspec.MsgspecError) as e:
+            message = f"What was being changed can't be read from {self._journal}: {e}."
+            raise ReleaseError("release.unknown", message, remedy="Restore <home>/tuf from your backup.") from e
+        for name, text in journal.files:
             write_durably(self.metadata / name, text.encode())
+        for role, keyids in journal.retired.items():
+            self._keys.retire(role, keyids)
         try:
             self._journal.unlink()
             sync_folder(self._journal.parent)
         except OSError as e:
             raise storage_error(e, self._journal) from e
-        for role in ROLES:
-            self._keys.retire(role, self.trusted(role))
 
     # Files ------------------------------------------------------------------------------------------------------------
 
@@ -484,14 +562,17 @@ class ReleaseRepository:
             raise storage_error(e, self.metadata) from e
 
     def _store_target(self, path: str, data: bytes) -> None:
-        folder, _, name = path.rpartition("/")
-        home = self.targets / folder
+        file = self._stored(path, sha256_hex(data))
         try:
-            home.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise storage_error(e, home) from e
-        sweep(home)
-        write_durably(home / f"{sha256_hex(data)}.{name}", data)
+            raise storage_error(e, file.parent) from e
+        sweep(file.parent)
+        write_durably(file, data)
+
+    def _stored(self, path: str, digest: str) -> Path:
+        folder, _, name = path.rpartition("/")
+        return self.targets / folder / f"{digest}.{name}"
 
     def _released(self, path: str, releases: Targets) -> Released:
         target = releases.targets[path]
@@ -509,6 +590,15 @@ class ReleaseRepository:
                 self._carry_out()
             sweep(self.metadata)
             yield
+
+
+def _retired(before: Documents, documents: Documents) -> dict[str, list[str]]:
+    """The keys that are believed before a change and not after it, by role."""
+    if before.root is None:
+        return {}
+    after = documents.over(before)
+    gone = {role: before.role_keys(role).keyids - after.role_keys(role).keyids for role in ROLES}
+    return {role: sorted(keyids) for role, keyids in gone.items() if keyids}
 
 
 def delist(releases: Targets, path: str) -> None:

@@ -352,12 +352,51 @@ def finish(home: Home, version: int) -> None:
     assert advance(home, rollout) == "completed"
 
 
-def test_a_champion_that_was_revoked_is_given_to_nobody_and_stops_nobody(fleet: Home) -> None:
+def test_after_a_champion_was_revoked_newcomers_get_the_one_before_it(fleet: Home) -> None:
     finish(fleet, 2)
     release.revoke(fleet, "pump@2", actor=ACTOR, reason="it lies")
     add_device(fleet, "pump-9")
     with fleet.database.write() as session:
+        assert rollouts.default_assignments(session, fleet.keys) == ("pump-9",)
+    assert told(fleet, "pump-9").version == 1
+
+
+def test_with_every_champion_revoked_newcomers_get_nothing_and_stop_nobody(fleet: Home) -> None:
+    finish(fleet, 2)
+    release.revoke(fleet, "pump@1", actor=ACTOR, reason="it lied, too")
+    release.revoke(fleet, "pump@2", actor=ACTOR, reason="it lies")
+    add_device(fleet, "pump-9")
+    with fleet.database.write() as session:
         assert rollouts.default_assignments(session, fleet.keys) == ()
+        assert versions.aliases(session, "pump") == {}
+
+
+def test_a_rollout_of_a_version_that_is_revoked_is_taken_back_by_itself(fleet: Home) -> None:
+    rollout = start(fleet, 2)
+    ((canary,), rest) = waves_of(fleet, rollout)
+    advance(fleet, rollout)
+    reports_running(fleet, canary, version_of(fleet, 2))
+    release.revoke(fleet, "pump@2", actor=ACTOR, reason="it lies")
+
+    assert advance(fleet, rollout) == "rolling-back"
+
+    assert told(fleet, canary).version == 1
+    assert all(told(fleet, device).version == 1 for device in rest)
+    reports_running(fleet, canary, version_of(fleet, 1))
+    assert advance(fleet, rollout) == "rolled-back"
+
+
+def test_a_paused_rollout_of_a_version_that_is_revoked_ends_where_there_is_no_way_back(fleet: Home) -> None:
+    rollout = start(fleet, 2)
+    ((canary,), _) = waves_of(fleet, rollout)
+    advance(fleet, rollout)
+    with fleet.database.write() as session:
+        assert rollouts.pause_version(session, "pump", 2, actor=ACTOR, reason="it may lie") == (rollout,)
+        assert rollouts.pause_version(session, "pump", 2, actor=ACTOR, reason="it may lie") == ()
+    release.revoke(fleet, "pump@1", actor=ACTOR, reason="it lied, too")
+    release.revoke(fleet, "pump@2", actor=ACTOR, reason="it lies")
+    assert advance(fleet, rollout) == "aborted"
+    assert told(fleet, canary).version == 2
 
 
 # Assignments ----------------------------------------------------------------------------------------------------------

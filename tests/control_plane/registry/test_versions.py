@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import select
 from tests.control_plane.things import ACTOR, MODEL, make_champion, register
@@ -96,10 +98,10 @@ def test_who_revokes_while_another_releases_has_the_last_word(home: Home, monkey
     register(home, 1)
     publish = ReleaseRepository.publish
 
-    def revoked_meanwhile(self: ReleaseRepository, path: str, bundle: bytes) -> object:
+    def revoked_meanwhile(self: ReleaseRepository, path: str, bundle: bytes, **how: Any) -> object:
         monkeypatch.setattr(ReleaseRepository, "publish", publish)
         release.revoke(home, f"{MODEL}@1", actor="user:other", reason="it lies")
-        return publish(self, path, bundle)
+        return publish(self, path, bundle, **how)
 
     monkeypatch.setattr(ReleaseRepository, "publish", revoked_meanwhile)
     with pytest.raises(RegistryError, match="revoked"):

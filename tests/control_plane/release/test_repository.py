@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from tests.agent.conftest import build
-from tests.control_plane.things import ACTOR, Served, enrolled, register
+from tests.control_plane.release.device import Client, CuttableDisk
+from tests.control_plane.things import ACTOR, Served, register
 
 from lightship.fleet import director
 from lightship.home import Home
@@ -25,33 +26,11 @@ from lightship_agent.contract.codes import LightshipError, ReleaseError, Storage
 from lightship_agent.contract.device_api import MAX_RELEASE_LIST, Paths
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, unpack_transport
 from lightship_agent.contract.wire import sha256_hex
-from lightship_agent.files import write_durably
-from lightship_agent.link.client import ControlPlane
 from lightship_agent.update.download import download
-from lightship_agent.update.releases import LIMITS, Releases
+from lightship_agent.update.releases import LIMITS
 
 ONLINE = ("releases", "snapshot", "timestamp")
 ONE, TWO = "bundles/pump/1.tar", "bundles/pump/2.tar"
-
-
-class Client:
-    """A device, as far as releases go: it looks again and again with the same cache."""
-
-    def __init__(self, served: Served, folder: Path) -> None:
-        self.identity = enrolled(served.home, served.url, folder, "pump-1")
-        self.plane = ControlPlane(self.identity)
-        self.cache = folder / "tuf"
-
-    def look(self) -> Releases:
-        url = f"{self.plane.server}{Paths.METADATA}"
-        return Releases(self.cache, self.plane.http, url, self.identity.tuf_root)
-
-    def sees(self, path: str) -> str:
-        """The digest of the release at `path`, or the code of the refusal."""
-        try:
-            return self.look().find(path).sha256
-        except TrustError as e:
-            return e.code
 
 
 @pytest.fixture
@@ -120,30 +99,6 @@ def test_an_assignment_counts_only_when_the_director_signed_it_and_the_release_i
     with pytest.raises(TrustError) as e:
         releases.open_assignment(director.sign(other, assignment))
     assert e.value.code == "trust.signature"
-
-
-class CuttableDisk:
-    """Writes as ever, until as many writes were made as are allowed."""
-
-    def __init__(self) -> None:
-        self.honest = write_durably
-        self.wrote, self.allowed = 0, -1
-
-    def __call__(self, path: Path, data: bytes, *, mode: int = 0o644) -> None:
-        if self.wrote == self.allowed:
-            raise StorageError("storage.full", "No space left.")
-        self.wrote += 1
-        self.honest(path, data, mode=mode)
-
-    def allow(self, writes: int) -> None:
-        self.wrote, self.allowed = 0, writes
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> CuttableDisk:
-    made = CuttableDisk()
-    monkeypatch.setattr(repository, "write_durably", made)
-    return made
 
 
 def test_after_every_possible_cut_a_device_still_sees_the_old_list_or_the_new_one(
