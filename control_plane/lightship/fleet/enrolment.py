@@ -96,6 +96,8 @@ def enrol(
                 "enrol.taken", f"{device!r} is already enrolled.", remedy="Choose another id, or revoke it first."
             )
         certificates.record(session, device, issued)
+        detail = {"key": issued.spki[:16], "because": "the same request again"}
+        audit.append(session, actor=f"device:{device}", verb="device.certify-again", subject=device, detail=detail)
         return found, issued
     if found is not None and not admission.bound:
         remedy = (

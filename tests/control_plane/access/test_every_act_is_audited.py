@@ -19,21 +19,26 @@ import click
 import pytest
 from alembic import command
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.routing import APIRoute
 from sqlalchemy import select, text
+from starlette.routing import Route
 from tests.control_plane.access.callers import AWAY, CLOSED, Caller, application, token
-from tests.control_plane.things import MODEL, add_device, register
+from tests.control_plane.things import MODEL, Served, add_device, enrolled, register, token_for
 
 import lightship
 from lightship.access.rules import RULES, Role
+from lightship.api.device_api import DeviceApi
 from lightship.api.guard import verb_of
 from lightship.cli import cli
-from lightship.fleet import director
+from lightship.fleet import director, enrolment
 from lightship.fleet.reconciler import Reconciler
 from lightship.home import Home
 from lightship.registry import versions
 from lightship.settings import load_settings
 from lightship.storage.models import AuditEvent, Device, RetrainProposal
+from lightship_agent.contract.device_api import Paths
+from lightship_agent.link.identity import certificate_request
 
 CONTROL_PLANE = Path(lightship.__file__).parent
 
@@ -339,3 +344,36 @@ def audits(where: str, function: Function, seen: set[str]) -> bool:
             if reached and there not in seen and audits(there, below, seen):
                 return True
     return False
+
+
+#: What devices may change about themselves, and the word it leaves.
+DEVICE_ACTS = {
+    Paths.ENROL: "device.enrol",
+    Paths.RENEW: "device.renew",
+    Paths.RECOVER: "device.recover",
+    Paths.RECOVERY_NONCE: "",  # a number to be signed; it is kept for a minute
+    Paths.TELEMETRY: "",  # reports
+}
+
+
+def test_every_route_by_which_a_device_changes_something_is_known(home: Home) -> None:
+    app = DeviceApi(home, "default", None).app()
+    changing = {r.path for r in app.routes if isinstance(r, Route) and "POST" in (r.methods or ())}
+    assert changing == set(DEVICE_ACTS)
+
+
+def test_what_a_device_does_says_from_where(home: Home, served: Served, tmp_path: Path) -> None:
+    stage = Stage(home, tmp_path)
+    enrolled(home, served.url, tmp_path, "press-9")
+    event = stage.events()[-1]
+    assert (event.verb, event.actor, event.origin) == ("device.enrol", "device:press-9", "127.0.0.1")
+
+
+def test_a_certificate_that_is_issued_again_for_a_lost_answer_is_written_down(home: Home) -> None:
+    stage = Stage(home, home.path)
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr, shown = certificate_request(key, "press-9").decode(), token_for(home, "press-9")
+    for _ in range(2):
+        with home.database.write() as session:
+            enrolment.enrol(session, home.ca, token=shown, device="press-9", csr=csr, tenant="default")
+    assert [e.verb for e in stage.events()][-2:] == ["device.enrol", "device.certify-again"]

@@ -16,7 +16,7 @@ from lightship.home import Home
 from lightship.monitoring import retrain
 from lightship.monitoring.retrain import LOST_AFTER_MS, RetrainRunner, feedback_dataset, run_proposal
 from lightship.storage.audit import now_ms
-from lightship.storage.models import FeedbackRow, ModelVersion, RetrainProposal, RolloutRow, Run
+from lightship.storage.models import AuditEvent, FeedbackRow, ModelVersion, RetrainProposal, RolloutRow, Run
 from lightship_agent.contract.codes import DataError, LightshipError, RegistryError
 
 
@@ -133,15 +133,22 @@ def test_without_feedback_there_is_nothing_to_learn(champion: Home) -> None:
     assert e.value.code == "data.empty"
 
 
+def events(home: Home, which: str) -> list[tuple[str, str]]:
+    with home.database.read() as session:
+        query = select(AuditEvent).where(AuditEvent.subject == which).order_by(AuditEvent.seq)
+        return [(e.verb, e.actor) for e in session.scalars(query)]
+
+
 # How it ends ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_step_that_fails_is_written_to_the_proposal(champion: Home) -> None:
     which = propose(champion)
     with pytest.raises(LightshipError):
-        run_proposal(champion, which)
+        run_proposal(champion, which, actor="user:ann")
     assert proposal(champion, which).status == "failed"
     assert proposal(champion, which).detail.startswith("data.empty")
+    assert events(champion, which) == [("retrain.begin", "user:ann"), ("retrain.failed", "user:ann")]
 
 
 @pytest.mark.parametrize("status", ["released", "failed", "refused", "dismissed"])
@@ -170,6 +177,8 @@ def test_the_runner_starts_a_process_and_notices_how_it_ended(champion: Home) ->
     assert proposal(champion, which).status in ("failed", "refused")
     assert proposal(champion, which).detail
     assert (champion.path / "retrain.log").exists()
+    # Its child is a command, and the act is the runner's all the same.
+    assert [actor for _, actor in events(champion, which)] == ["lightship:retrain"] * 2
 
 
 def test_stopping_in_the_middle_gives_the_proposal_back(champion: Home) -> None:
@@ -182,6 +191,7 @@ def test_stopping_in_the_middle_gives_the_proposal_back(champion: Home) -> None:
     working.stop()
     assert process.returncode is not None
     assert proposal(champion, which).status == "proposed"
+    assert [verb for verb, _ in events(champion, which)] == ["retrain.begin", "retrain.stopped"]
     runner(champion).stop()  # with nothing under way there is nothing to stop
 
 

@@ -93,6 +93,7 @@ def test_a_version_knows_its_run_its_data_its_recipe_and_its_gate(cellar: Home) 
         run = session.get(Run, row.run_id)
         assert run is not None
         events = session.scalars(select(AuditEvent.verb).where(AuditEvent.subject == "wine@1")).all()
+        of_run = session.execute(select(AuditEvent.verb, AuditEvent.actor).where(AuditEvent.subject == run.id)).all()
     manifest = bundle_of(cellar, 1).manifest
     assert (run.status, run.kind, run.error_code) == ("finished", "train", "")
     assert run.dataset_digest == manifest.provenance.dataset_digest == wine().digest
@@ -106,6 +107,7 @@ def test_a_version_knows_its_run_its_data_its_recipe_and_its_gate(cellar: Home) 
     assert run.ended_at is not None
     assert run.ended_at >= run.started_at
     assert list(events) == ["data.add", "model.register", "model.release"]  # dataset and model share their name
+    assert of_run == [("run.begin", ACTOR), ("run.finished", ACTOR)]
 
 
 def test_the_bundle_holds_the_card_the_background_and_a_profile_of_all_rows(cellar: Home) -> None:
@@ -154,6 +156,10 @@ def test_a_force_without_a_reason_worth_reading_is_refused(cellar: Home, reason:
         train(cellar, recipe={"gate": {"accuracy": 0.9999}}, force_reason=reason)
     assert e.value.code == "gate.reason-required"
     assert last_run(cellar).status == "refused"
+    with cellar.database.read() as session:
+        event = session.scalars(select(AuditEvent).order_by(AuditEvent.seq.desc())).first()
+    assert event is not None
+    assert (event.verb, event.detail["code"], event.actor) == ("run.refused", "gate.reason-required", ACTOR)
     assert count_of_versions(cellar) == 2
 
 
