@@ -148,8 +148,9 @@ class DeviceApi:
         return await run_in_threadpool(self._recover_now, body)
 
     def _recover_now(self, body: SignedProof) -> Response:
+        verified = recovery.verify(self._seal, body)
         with self._home.database.write() as session:
-            device, issued = recovery.recover(session, self._home.ca, self._seal, body, days=self._recovery_days)
+            device, issued = recovery.recover(session, self._home.ca, verified, days=self._recovery_days)
         log.info("%s recovered its certificate", device)
         return Response(msgspec.json.encode(RenewReply(chain=issued.chain.decode())), media_type="application/json")
 

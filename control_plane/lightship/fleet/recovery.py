@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -76,31 +77,35 @@ class NonceSeal:
         return self._path.read_bytes()
 
 
-def recover(
-    session: Session, ca: CertificateAuthority, seal: NonceSeal, signed: SignedProof, *, days: float
-) -> tuple[str, Issued]:
+@dataclass(frozen=True)
+class Verified:
+    """A proof that holds; whose key it is of, the database has to say."""
+
+    proof: Proof
+    spki: str
+    ends: int  # of its nonce, milliseconds
+
+
+def recover(session: Session, ca: CertificateAuthority, verified: Verified, *, days: float) -> tuple[str, Issued]:
     """Certify the next key of a device that proved to have its registered one; the device's id.
 
     Args:
         session: a write session.
         ca: the authority.
-        seal: knows our nonces.
-        signed: what the device sent.
+        verified: what the device sent, from `verify`.
         days: how long after its certificate ran out a device may still recover.
 
     Raises:
         EnrolError: enrol.proof, enrol.certificate, enrol.revoked, enrol.pending, enrol.too-late, enrol.request.
-        StorageError: storage.full, storage.unwritable.
     """
-    proof, spki = verify(signed)
-    ends = seal.check(proof.device, proof.nonce)
+    proof, spki = verified.proof, verified.spki
     row = enrolment.active_device(session, proof.device)
     if spki not in {row.spki, row.spki_next}:
         raise EnrolError("enrol.certificate", "The proof is not of the registered key.")
     if days <= 0 or audit.now_ms() - row.cert_not_after > days * _DAY_MS:
         message = f"The certificate ran out more than {days:g} days ago."
         raise EnrolError("enrol.too-late", message, remedy="Revoke the device, and enrol it anew with a bound token.")
-    _use_up(session, proof, ends)
+    _use_up(session, proof, verified.ends)
     enrolment.check_key(session, row, spki)
     issued = enrolment.certify_next(session, ca, row, proof.csr)
     detail = {"key": issued.spki[:16], "proved_by": spki[:16]}
@@ -108,7 +113,18 @@ def recover(
     return row.id, issued
 
 
-def verify(signed: SignedProof) -> tuple[Proof, str]:
+def verify(seal: NonceSeal, signed: SignedProof) -> Verified:
+    """Check signature and nonce, all that needs no database: strangers shall not keep it busy.
+
+    Raises:
+        EnrolError: enrol.proof.
+        StorageError: storage.full, storage.unwritable.
+    """
+    proof, spki = open_proof(signed)
+    return Verified(proof, spki, seal.check(proof.device, proof.nonce))
+
+
+def open_proof(signed: SignedProof) -> tuple[Proof, str]:
     """The proof and the digest of the key that signed it; whose key that is, is not asked here.
 
     Raises:

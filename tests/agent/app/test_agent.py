@@ -196,6 +196,27 @@ def test_a_certificate_past_two_thirds_of_its_life_is_renewed_while_the_agent_ru
     assert agent._control.reachable()
 
 
+def test_every_run_of_an_agent_has_a_name_of_its_own_that_the_control_plane_notes(
+    field: Field, make_agent: Start
+) -> None:
+    from lightship.storage.models import DeviceInstance
+
+    def runs() -> set[tuple[int, int]]:
+        with field.home.database.read() as session:
+            return {(r.boot, r.returns) for r in session.query(DeviceInstance)}
+
+    for boot in (1, 2, 3):
+        agent = make_agent(start=True)
+        until(lambda boot=boot: len(runs()) == boot)  # type: ignore[misc]
+        agent.close()
+
+    assert runs() == {(1, 0), (2, 0), (3, 0)}
+    with field.home.database.read() as session:
+        device = session.get(Device, "press-1")
+        assert device is not None
+        assert device.cloned_at == 0
+
+
 def test_a_renewal_that_fails_stops_neither_reports_nor_the_agent(
     field: Field, make_agent: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

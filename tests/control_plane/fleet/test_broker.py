@@ -17,13 +17,17 @@ from pathlib import Path
 
 import pytest
 from tests.control_plane.mqtt import Ear, ear
-from tests.control_plane.things import Served, enrolled, settings_for, until
+from tests.control_plane.things import Served, add_device, enrolled, settings_for, until
 
+from lightship.fleet import enrolment
 from lightship.fleet.broker import RunningBroker, control_plane_context, start_broker
+from lightship.fleet.broker_guard import BrokerGuard
 from lightship.fleet.ca import CertificateAuthority
 from lightship.home import Home
 from lightship.integrations import mosquitto, rumqttd
 from lightship.integrations.mosquitto import CONTROL_PLANE_USER
+from lightship.monitoring import ingest
+from lightship.storage.models import AuditEvent, Cut
 from lightship_agent.contract import topics
 from lightship_agent.contract.codes import LinkError, SettingsError
 from lightship_agent.link.identity import Identity
@@ -280,6 +284,24 @@ def test_the_embedded_broker_lets_in_only_who_knows_the_password(home: Home) -> 
     finally:
         running.stop()
     assert not _alive(running.process.pid)
+
+
+def test_what_the_embedded_broker_can_not_cut_is_not_claimed(home: Home) -> None:
+    add_device(home, "pump-1")
+    running = start(home, "embedded")
+    try:
+        with home.database.write() as session:
+            enrolment.revoke(session, "pump-1", actor="user:test", reason="stolen")
+        BrokerGuard(home.database, home.ca, running, home.path / "broker").tick()
+    finally:
+        running.stop()
+    with home.database.write() as session:
+        assert session.query(Cut).all() == []
+        (said,) = [e.detail for e in session.query(AuditEvent) if e.verb == "device.cut"]
+        letter = ingest.receive(session, "pump-1", "tele", b"", 1).code
+    assert said == {"broker": "embedded", "cut": False}
+    assert "not cut" in running.info.notice
+    assert letter == "wire.malformed"  # whatever it says is thrown away
 
 
 def test_a_polite_end_is_enough_for_the_broker(home: Home) -> None:
