@@ -59,7 +59,7 @@ FAIL_POINTS: Final[dict[str, str]] = {
     "reported": "The step is in the outbox, and not yet sent. The subject is the step.",
     "sending": "A batch of reports is about to be sent.",
     "sent": "The server has taken a batch of reports; that it did is not yet noted.",
-    "enrol-answered": "The server has certified the new key; nothing of it is on disk.",
+    "enrol-answered": "The server has certified the new key; of it all only the key is on disk.",
     "before-commit": "Control plane: a transaction is complete, and not yet committed.",
     "after-commit": "Control plane: a transaction is committed.",
     "advancing": "Control plane: a rollout is to change; nothing of it is written. The subject is its next status.",

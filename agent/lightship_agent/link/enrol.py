@@ -6,11 +6,13 @@ Rules:
 * enrolment ends with a whole identity on disk, or with nothing, and an answer is believed only once it was checked;
 * a key that was made before (`lightship-agent key`) is taken: the operator may have listed its digest, and no token is
   needed then, but the pin still is;
-* an answer that got lost on its way is asked for again with the same key, which the server takes for the same request.
+* an answer that got lost on its way is asked for again with the same key, which the server takes for the same request;
+  so it does where the program was killed meanwhile, and is started again with the same token within ten minutes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Final
@@ -29,7 +31,6 @@ from . import identity as store
 from .client import Reply, ask, check_server, open_client, server_ca
 
 _ASK_TIMES: Final = 3
-_EARLY_KEY: Final = "enrol-key.pem"
 
 
 def enrol(
@@ -59,9 +60,27 @@ def enrol(
     server = check_server(server)
     token = token.strip()
     ca = server_ca(server, parse_token(token).pin if token or not pin else pin)
-    key = store.token_key(key_uri) if key_uri else early_key(state_dir) or store.new_key()
-    csr = store.certificate_request(key, device)
-    reply = _ask(server, ca, EnrolRequest(token=token, device=device, csr=csr.decode(), serial=serial))
+    is_new, is_ours = not state_dir.exists(), not key_uri and early_key(state_dir) is None
+    if is_ours:
+        # On disk before anybody knows of it: who is killed from here on asks again with the same key.
+        make_early_key(state_dir)
+    try:
+        _enrol_with(state_dir, server, ca, EnrolRequest(token=token, device=device, csr="", serial=serial), key_uri)
+    finally:
+        if is_ours or (state_dir / store.FOLDER).exists():
+            (state_dir / store.EARLY_KEY).unlink(missing_ok=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty: the device is enrolled
+                state_dir.rmdir()
+    return store.load_identity(state_dir)
+
+
+def _enrol_with(state_dir: Path, server: str, ca: bytes, request: EnrolRequest, key_uri: str) -> None:
+    device = request.device
+    key = store.token_key(key_uri) if key_uri else early_key(state_dir)
+    assert key is not None  # made before, or by whoever called
+    csr = store.certificate_request(key, device).decode()
+    reply = _ask(server, ca, msgspec.structs.replace(request, csr=csr))
     _check(reply, key, device, ca)
     fail_point("enrol-answered")
     info = store.IdentityFile(device=device, tenant=reply.tenant, server=server, broker=_broker(reply))
@@ -75,8 +94,6 @@ def enrol(
     if reply.broker_password:
         files["broker-password"] = reply.broker_password.encode()
     store.store_identity(state_dir, files)
-    (state_dir / _EARLY_KEY).unlink(missing_ok=True)
-    return store.load_identity(state_dir)
 
 
 def make_early_key(state_dir: Path) -> str:
@@ -95,7 +112,7 @@ def make_early_key(state_dir: Path) -> str:
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
             raise storage_error(e, state_dir) from e
-        write_durably(state_dir / _EARLY_KEY, store.key_pem(key), mode=0o600)
+        write_durably(state_dir / store.EARLY_KEY, store.key_pem(key), mode=0o600)
     return store.key_digest(key)
 
 
@@ -105,7 +122,7 @@ def early_key(state_dir: Path) -> ec.EllipticCurvePrivateKey | None:
     Raises:
         StorageError: storage.corrupt.
     """
-    path = state_dir / _EARLY_KEY
+    path = state_dir / store.EARLY_KEY
     try:
         return store.read_key(path.read_bytes())
     except FileNotFoundError:

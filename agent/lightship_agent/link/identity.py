@@ -38,6 +38,8 @@ from lightship_agent.files import storage_error, sync_folder, write_durably
 from lightship_agent.update.clock import BUILT
 
 FOLDER = "identity"
+#: Beside it: a key that was made before the device was enrolled.
+EARLY_KEY = "enrol-key.pem"
 _NO_CHECK_TIME: Final = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module has no name for
 
 
@@ -374,6 +376,8 @@ def recover_identity(state_dir: Path) -> None:
         raise storage_error(e, folder) from e
     if folder.exists():  # without one, a new folder may be an enrolment that is under way
         shutil.rmtree(fresh, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (state_dir / EARLY_KEY).unlink(missing_ok=True)
     shutil.rmtree(_beside(folder, "gone"), ignore_errors=True)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +54,8 @@ def test_a_device_enrols_and_speaks_to_its_control_plane(field: Field, tmp_path:
     assert found.tuf_root == field.home.releases.root_bytes()
     control = client.ControlPlane(found)
     assert control.reachable()
-    assert control.desired() == client.Desired(None, "", 0)
+    said = control.desired()
+    assert (said.envelope, said.acked_epoch, said.acked_seq) == (None, "", 0)
     control.close()
 
 
@@ -325,3 +330,31 @@ def test_a_disk_that_fills_up_while_storing_leaves_no_half_identity(
     monkeypatch.setattr(identity, "write_durably", full)
 
     assert attempt(field, tmp_path / "state").code == "storage.full"
+
+
+ENROL = """
+import sys
+from pathlib import Path
+from lightship_agent.link.enrol import enrol
+enrol(Path(sys.argv[1]), server=sys.argv[2], token=Path(sys.argv[3]).read_text(), device="press-1")
+"""
+
+
+def test_a_device_that_is_killed_once_its_key_is_certified_enrols_with_the_same_token_again(
+    field: Field, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(field.token())
+    command = [sys.executable, "-c", ENROL, str(tmp_path / "state"), field.url, str(tmp_path / "token")]
+    environment = {**os.environ, "LIGHTSHIP_FAIL_POINT": "enrol-answered"}
+    killed = subprocess.run(command, env=environment, check=False, timeout=60, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["enrol-key.pem"]
+    assert (devices(field), uses_left(field)) == (["press-1"], 0)
+
+    again = subprocess.run(command, check=False, timeout=60, capture_output=True)
+
+    assert again.returncode == 0, again.stderr
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["identity"]
+    control = client.ControlPlane(identity.load_identity(tmp_path / "state"))
+    assert control.reachable()
+    control.close()
