@@ -248,17 +248,16 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
         tenth = 10 * done // max(1, whole)
         if tenth > told[0]:
             told[0] = tenth
-            _say(f"copying: {done >> 20} of {whole >> 20} MiB")
+            _say(f"copying: {done / 1e6:.1f} of {whole / 1e6:.1f} MB")
 
     _say("verifying …")
     imported = import_file(Path(options.file), settings.state_dir, progress=copied)
     wanted, outcome = imported.assignment, "waits for the agent"
-    if not options.no_wait:
+    if imported.waits_at is None:
+        outcome = "already runs here"
+    elif not options.no_wait:
         settled = follow(imported, settings.state_dir, timeout=options.timeout, progress=_say)
-        if settled == "untaken":
-            outcome = "no agent has taken it: it is applied at the next start"
-        else:
-            outcome = "applied" if imported.waits_at is not None else "already runs here"
+        outcome = "applied" if settled == "applied" else "no agent has taken it: it is applied at the next start"
     facts = {
         "model": f"{wanted.model}@{wanted.version}",
         "digest": wanted.sha256,

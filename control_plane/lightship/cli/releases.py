@@ -181,7 +181,7 @@ def export_(home: Home, devices: tuple[str, ...], group: str, expires: timedelta
         emit(facts)
         return
     until = f"{made.until:%Y-%m-%d %H:%M} UTC"
-    say(f"{made.path}: {made.size / 1e6:.1f} MB, for {len(made.devices)} device(s), good until {until}.")
+    say(f"{made.path}: {made.size / 1e6:.2f} MB, for {len(made.devices)} device(s), good until {until}.")
     say(f"On each of them: lightship-agent import {made.path.name}")
 
 

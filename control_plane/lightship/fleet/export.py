@@ -153,7 +153,7 @@ def _write(out: Path, carried: Carried, envelopes: dict[str, bytes], progress: P
                     for name in sorted(members):
                         writer.add(name, len(members[name]), [members[name]])
                 for name in sorted(transports):
-                    progress(f"copy {transports[name].path}, {transports[name].length / 1e6:.1f} MB")
+                    progress(f"copy {transports[name].path}, {transports[name].length / 1e6:.2f} MB")
                     writer.add(name, transports[name].length, _verified(transports[name]))
                 writer.finish()
                 f.flush()

@@ -60,7 +60,8 @@ def check_until(releases: ReleaseRepository, until: datetime, now: datetime) -> 
     )
     days = (expiries[role] - now).days
     remedy = f"Ask for --expires {days}d or less" if days > 0 else "No file can be exported now"
-    raise ReleaseError("release.expiry", message, remedy=f"{remedy}, or sign the {role} metadata anew first.")
+    remedy = f"{remedy}, or have the {role} metadata signed anew; `lightship keys show` says who can."
+    raise ReleaseError("release.expiry", message, remedy=remedy)
 
 
 def carry(releases: ReleaseRepository, paths: Sequence[str], until: datetime) -> Carried:
