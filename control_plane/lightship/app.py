@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -187,6 +188,7 @@ class ControlPlane:
             made_key, chain = self._home.ca.issue_server(names)
             write_durably(key, made_key, mode=0o600)
             write_durably(certificate, chain)
+        _check_pair(certificate, key)
         return {"ssl_keyfile": str(key), "ssl_certfile": str(certificate)}
 
     def _device_config(self, api: DeviceApi) -> uvicorn.Config:
@@ -208,6 +210,16 @@ class ControlPlane:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=STOP_SECONDS,
         )
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Refuse a pair that can't serve now, rather than when the first browser comes."""
+    try:
+        # A sealed key would otherwise ask the terminal for its passphrase, where there is often none.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=lambda: b"")
+    except (OSError, ValueError) as e:
+        message = f"api_cert and api_key are no PEM certificate with its unsealed key: {e}."
+        raise SettingsError("settings.invalid", message) from e
 
 
 class _Server(uvicorn.Server):

@@ -232,7 +232,7 @@ def _answering(handler: Handler) -> Handler:
             with coming_from(request.client.host if request.client else ""):
                 return await handler(request)
         except LightshipError as e:
-            log.info("%s %s: %s", request.method, request.url.path, e.code)
+            log.info("%s %r: %s", request.method, request.url.path, e.code)
             # What our disk can't do now is not the device's fault: it shall come again.
             status = 503 if isinstance(e, StorageError) else _STATUS.get(e.code, 400)
             return JSONResponse({"error": str(e), "code": e.code}, status_code=status)

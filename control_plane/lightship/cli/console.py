@@ -72,7 +72,7 @@ def console() -> Console:
 
 def say(text: str) -> None:
     """A line for people, on standard error, so that JSON stays clean."""
-    click.echo(text, err=True)
+    click.echo(plain(text), err=True)
 
 
 def ago(ms: int | None) -> str:
@@ -106,5 +106,10 @@ def _text(cell: Any) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"
     if isinstance(cell, list | tuple):
-        return ", ".join(str(c) for c in cell) or "–"
-    return str(cell)
+        return plain(", ".join(str(c) for c in cell)) or "–"
+    return plain(str(cell))
+
+
+def plain(text: str) -> str:
+    """Text that moves no cursor and changes no colour: devices and callers choose what some columns say."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)

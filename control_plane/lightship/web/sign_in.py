@@ -7,9 +7,10 @@ another site sent is refused; after signing in one lands on a page of ours, what
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode
 
 from fastapi import Request, Response
 
@@ -47,7 +48,7 @@ def is_ours(request: Request) -> bool:
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False
     origin = request.headers.get("origin")
-    return origin in (None, "null") or urlsplit(origin or "").netloc == request.headers.get("host", "")
+    return origin in (None, "null") or (origin or "").partition("://")[2] == request.headers.get("host", "")
 
 
 def enter(guard: Guard, asked: Asked) -> tuple[str | None, str]:
@@ -73,10 +74,9 @@ def drop_cookie(answer: Response, *, secure: bool) -> None:
 
 
 def landing(wanted: str) -> str:
-    """A path of ours: `wanted` if it is one, else the first page."""
-    parts = urlsplit(wanted)
-    ours = wanted.startswith("/") and not wanted.startswith(("//", "/\\")) and not (parts.scheme or parts.netloc)
-    return wanted if ours and wanted.isprintable() else "/"
+    """A path of ours, fit for a header: `wanted` if it is one, else the first page."""
+    ours = re.fullmatch(r"/(?![/\\]).*|/", wanted) and wanted.isprintable() and "\\" not in wanted
+    return quote(wanted, safe="/?=&%+,;:@!$'()*~.-_") if ours else "/"
 
 
 def address(path: str, query: str) -> str:

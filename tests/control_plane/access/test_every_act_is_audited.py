@@ -45,8 +45,13 @@ CONTROL_PLANE = Path(lightship.__file__).parent
 #: Commands that change nothing in the home.
 READS = {
     "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device list",
-    "device show", "model exposure", "model list", "model show", "release list", "retrain list", "rollout plan",
-    "rollout status", "rollout watch", "status", "token list",
+    "device show", "keys show", "model exposure", "model list", "model show", "release list", "retrain list",
+    "rollout plan", "rollout status", "rollout watch", "status", "token list",
+}  # fmt: skip
+
+#: Commands that change no home, but a file or a key of whoever calls them.
+OUTSIDE = {
+    "keys add-uri", "keys ceremony sign", "keys ceremony status", "keys create", "release sign", "release status",
 }  # fmt: skip
 
 #: Acts that have their own tests of what they write, because they train, migrate or serve: where.
@@ -99,6 +104,12 @@ class Stage:
     def grant(self) -> None:
         self.run("token", "create", "old", "--role", "viewer")
 
+    def begin(self) -> None:
+        self.run("keys", "ceremony", "begin", "--renew", "root", "--out", str(self.folder / "a.json"))
+
+    def propose(self) -> None:
+        self.run("release", "publish", f"{MODEL}@2", "--out", str(self.folder / "a.json"))
+
     def expect(self) -> None:
         said = self.run("device", "preauthorise", "--serial", "12", "--json")
         (self.entry,) = json.loads(said)["entries"]
@@ -149,8 +160,13 @@ COMMANDS = {
     "device retry": Act("device.assign", "press-1", Stage.assign, says_why=False),
     "device revoke": Act("device.revoke", "press-1"),
     "device token": Act("token.create", "", says_why=False),
+    "keys ceremony begin": Act("keys.propose", "--renew root --out {folder}/a.json"),
+    "keys ceremony finish": Act("keys.finish", "{folder}/a.json", lambda s: s.begin(), says_why=False),
+    "keys revoke": Act("keys.finish", "{keyid}"),
+    "keys rotate": Act("keys.finish", "timestamp"),
     "model alias": Act("model.alias", "pump@1 champion", says_why=False),
     "release export": Act("release.export", "--device press-1 -o {folder}/press.media", Stage.assign, says_why=False),
+    "release finish": Act("model.release", "{folder}/a.json", lambda s: s.propose(), says_why=False),
     "release publish": Act("model.release", "pump@2", says_why=False),
     "release revoke": Act("model.revoke", "pump@1"),
     "retrain dismiss": Act("retrain.dismiss", "p1"),
@@ -190,7 +206,7 @@ def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[str]
 
 
 def test_every_command_is_known_to_read_or_to_act() -> None:
-    known = [*READS, *ELSEWHERE, *COMMANDS]
+    known = [*READS, *OUTSIDE, *ELSEWHERE, *COMMANDS]
     assert sorted(leaves(cli)) == sorted(known)
 
 
@@ -199,13 +215,15 @@ def test_a_command_that_acts_says_who_from_where_what_and_why(stage: Stage, word
     act = COMMANDS[words]
     act.before(stage)
     before = len(stage.events())
-    arguments = act.arguments.format(folder=stage.folder, rollout=stage.rollout, entry=stage.entry).split()
+    keyid = next(iter(stage.home.releases.in_force().role_keys("timestamp").keyids))
+    known = {"folder": stage.folder, "rollout": stage.rollout, "entry": stage.entry, "keyid": keyid}
+    arguments = act.arguments.format(**known).split()
     stage.run(*words.split(), *arguments, *(["--reason", WHY] if act.says_why else []))
-    (event,) = stage.events()[before:]
-    assert event.verb == act.verb
-    assert event.actor == f"user:{pwd.getpwuid(os.getuid()).pw_name}"  # whatever USER says
-    assert event.origin == "ssh 192.0.2.9, sudo by ann"
+    found = stage.events()[before:]
+    (event,) = (e for e in found if e.verb == act.verb)
     assert not act.says_why or event.detail["reason"] == WHY
+    assert {e.actor for e in found} == {f"user:{pwd.getpwuid(os.getuid()).pw_name}"}  # whatever USER says
+    assert {e.origin for e in found} == {"ssh 192.0.2.9, sudo by ann"}
 
 
 @pytest.mark.parametrize("words", sorted(READS - {"rollout watch"}))
@@ -377,3 +395,13 @@ def test_a_certificate_that_is_issued_again_for_a_lost_answer_is_written_down(ho
         with home.database.write() as session:
             enrolment.enrol(session, home.ca, token=shown, device="press-9", csr=csr, tenant="default")
     assert [e.verb for e in stage.events()][-2:] == ["device.enrol", "device.certify-again"]
+
+
+def test_what_somebody_says_of_himself_moves_nobodys_cursor(home: Home) -> None:
+    reason = "\x1b[2J\x1b]0;owned\x07 \u202eelpmis\x9b31m"
+    runner = CliRunner(env={"SUDO_USER": "\x1b[8mann"})
+    arguments = ["token", "create", "ci", "--role", "viewer", "--reason", reason]
+    assert runner.invoke(cli, ["--home", str(home.path), *arguments]).exit_code == 0
+    said = runner.invoke(cli, ["--home", str(home.path), "audit"]).output
+    assert "owned" in said or "sudo by" in said
+    assert not set(said) & set("\x1b\x07\x9b\u202e")

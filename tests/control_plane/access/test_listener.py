@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
 from tests.control_plane.access.callers import token
 from tests.control_plane.things import until
 
@@ -147,6 +148,29 @@ def test_a_certificate_of_ones_own_is_the_one_that_is_shown(home: Home, tmp_path
         shown = ssl.get_server_certificate(("127.0.0.1", port))
         assert shown.strip().encode() in chain
         assert not (home.path / "ca" / "api.key").exists()
+
+
+@pytest.mark.parametrize("wrong", ["another key", "sealed", "no key", "swapped"])
+def test_a_certificate_that_cannot_serve_is_refused_at_the_start(home: Home, tmp_path: Path, wrong: str) -> None:
+    key, chain = home.ca.issue_server(["localhost"])
+    if wrong == "another key":
+        key = home.ca.issue_server(["localhost"])[0]
+    elif wrong == "sealed":
+        sealed = serialization.BestAvailableEncryption(b"open sesame")
+        formats = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+        key = serialization.load_pem_private_key(key, None).private_bytes(*formats, sealed)
+    elif wrong == "no key":
+        key = b""
+    elif wrong == "swapped":
+        key, chain = chain, key
+    (tmp_path / "own.key").write_bytes(key)
+    (tmp_path / "own.pem").write_bytes(chain)
+    with (
+        pytest.raises(SettingsError, match="unsealed key") as e,
+        running(home, api_cert=str(tmp_path / "own.pem"), api_key=str(tmp_path / "own.key")),
+    ):
+        pass
+    assert e.value.code == "settings.invalid"
 
 
 def test_a_claim_about_where_one_comes_from_is_not_believed(home: Home) -> None:

@@ -34,7 +34,10 @@ KEPT = (
     "press-1/identity/key.pem",
     "press-1/identity/broker-password",
     "*.token",
+    "alice.pem",
+    "alice.passphrase",
 )
+PASSPHRASE = "correct horse battery staple, sealed"
 
 
 @dataclass
@@ -89,12 +92,14 @@ def live(system: WholeSystem) -> Searched:
         cookie = browser.post("/login", data={"token": admin}).cookies["lightship_session"]
         browser.post("/login", data={"token": shift[:-1] + "!"})
         browser.get("/", headers={"Authorization": f"Bearer {remote}"})
+    ceremony(system)
     search(out, system, admin)
     secrets = {
         joined.read_text().split(".")[1]: "the join token", remote.split(".")[1]: "a join token from the API",
         admin: "the admin's token", shift: "the operator's token", printed: "the printed token",
         (system.home / "operator-token").read_text(): "the operator-token", cookie: "a session",
         SECRET_IN_OUR_ENVIRONMENT: "a secret of the shell",
+        PASSPHRASE: "a passphrase",
     }  # fmt: skip
     for path in (p for p in system.folder.rglob("*") if p.is_file()):
         data = path.read_bytes()
@@ -112,6 +117,18 @@ def with_home(path: Path) -> None:
     register(home, 1)
     make_champion(home, 1)
     home.close()
+
+
+def ceremony(system: WholeSystem) -> None:
+    """A key under a passphrase takes the release list over."""
+    alice, paper, sealed = (system.folder / n for n in ("alice", "a.json", "alice.passphrase"))
+    sealed.write_text(PASSPHRASE)
+    sealed.chmod(0o600)
+    system.lightship("keys", "create", str(alice), "--passphrase-file", str(sealed))
+    system.lightship("keys", "ceremony", "begin", "--releases", f"{alice}.pub.json", "--out", str(paper))
+    key = ("--key", f"{alice}.pem", "--passphrase-file", str(sealed))
+    system.lightship("keys", "ceremony", "sign", str(paper), *key)
+    system.lightship("keys", "ceremony", "finish", str(paper))
 
 
 def search(out: Searched, system: WholeSystem, admin: str) -> None:
@@ -143,7 +160,15 @@ def test_there_are_secrets_of_every_kind_to_search_for_and_the_search_finds_them
     searched: Searched,
 ) -> None:
     held = {what for name, path in files(searched) if is_kept(name) for what in searched.found_in(path.read_bytes())}
-    for kind in ("the join token", "the admin's token", "the operator-token", "ca.key", "key.pem"):
+    for kind in (
+        "the join token",
+        "the admin's token",
+        "the operator-token",
+        "ca.key",
+        "key.pem",
+        "alice.pem",
+        "passphrase",
+    ):
         assert any(kind in what for what in held), (kind, held)
     assert len(searched.secrets) > 15
 

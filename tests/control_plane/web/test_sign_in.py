@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import urljoin, urlsplit
+
 import pytest
 from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.control_plane.access.callers import CLOSED, OPEN, Caller, application, token
 
 from lightship.access import tokens
@@ -136,6 +140,27 @@ def test_signing_out_takes_the_cookie_back(app: FastAPI) -> None:
 )
 def test_signing_in_never_leads_to_another_site(wanted: str) -> None:
     assert landing(wanted) == "/"
+
+
+@given(wanted=st.text(max_size=30) | st.text("/\\\\:@?#.a\t\r\n%[]é日", max_size=12))
+def test_whatever_the_form_says_one_lands_on_a_page_of_ours(wanted: str) -> None:
+    found = landing(wanted)
+    found.encode("latin-1")
+    there = urlsplit(urljoin("http://dashboard/login", found))
+    assert (there.scheme, there.netloc) == ("http", "dashboard")
+    assert found.isprintable()
+
+
+@pytest.mark.parametrize("origin", ["http://[", "[", "://"])
+def test_an_origin_that_is_none_is_not_ours(app: FastAPI, fresh_home: Home, origin: str) -> None:
+    assert sign_in(app, token(fresh_home, Role.VIEWER), Origin=origin).status_code == 403
+
+
+def test_a_page_with_any_name_leads_to_the_sign_in_page(app: FastAPI) -> None:
+    for path in ("/devices/%E6%97%A5", "/devices/%0D%0AX:y", "/audit?subject=%5B%2F%2F"):
+        answer = Caller(app).get(path)
+        assert (answer.status_code, answer.headers["location"][:12]) == (303, "/login?next=")
+        assert Caller(app).get(answer.headers["location"]).status_code == 200
 
 
 def test_a_form_of_too_many_fields_or_bytes_is_refused(app: FastAPI, fresh_home: Home) -> None:
