@@ -112,7 +112,8 @@ class WholeSystem:
                     environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
                 except OSError:
                     continue  # it is gone
-                self.seen[f"{pid} {arguments}"] = environment
+                if arguments.strip():  # else it is about to become something: next time
+                    self.seen[f"{pid} {arguments}"] = environment
 
 
 def descendants(pid: int) -> Iterator[int]:
