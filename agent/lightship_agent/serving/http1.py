@@ -101,6 +101,7 @@ class Server:
         self.face = face
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
+        self.admitted = 0  # clients that are served, and not told that there is no room
         self.buffered = 0  # bytes of bodies that are arriving
         self.draining = False
         self._empty: asyncio.Event | None = None
@@ -132,7 +133,6 @@ class Server:
     async def drain(self, seconds: float) -> None:
         """Close who asks nothing, let the others have their answer for so long, then close them too."""
         self.draining = True
-        await _turns(2)  # who was accepted a moment ago is made known to us
         self._empty = asyncio.Event()
         for connection in list(self.connections):
             connection.drain()
@@ -140,7 +140,7 @@ class Server:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), seconds)
         self.abort()
-        await _turns(2)  # a transport is closed in the next turn of the loop
+        await turns(5)  # a transport is closed a turn or two of the loop later
 
     def abort(self) -> None:
         """Close everybody."""
@@ -189,6 +189,9 @@ class Connection(asyncio.Protocol):
         self._busy = False  # an answer is being made
         self._keep_alive = True
         self._task: asyncio.Task[None] | None = None
+        self._admitted = False  # one of the clients that are served
+        self._messages = 0  # that have begun
+        self._unfinished_head = 0  # bytes of a head that came after those in which it began
         self._refusal: ServingError | None = None
         self._closing = False  # nothing more is read, or answered
         self._paused = False  # the client does not take what we write
@@ -206,16 +209,23 @@ class Connection(asyncio.Protocol):
         if self._server.draining:
             self.abort()
             return
-        if len(self._server.connections) >= self._limits.connections:
-            message = f"{len(self._server.connections)} clients are connected already."
+        if len(self._server.connections) >= 2 * self._limits.connections:
+            self.abort()  # so many are being told already that there is no room
+            return
+        if self._server.admitted >= self._limits.connections:
+            message = f"{self._server.admitted} clients are connected already."
             self._server.opened(self)
             self._give_up(ServingError("serving.overloaded", message, remedy="Try again later."))
             return
+        self._admitted = True
+        self._server.admitted += 1
         self._server.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it went does not matter
         """The client is gone."""
         self._server.closed(self)
+        self._server.admitted -= self._admitted
+        self._admitted = False
         self._server.buffered -= self._size
         self._size = 0
         self._closing = True
@@ -245,11 +255,21 @@ class Connection(asyncio.Protocol):
         """Parse, and answer what is whole."""
         if self._closing:
             return
+        # How many messages may have begun in these bytes if all of them belong to one head.
+        only = self._messages + (not self._reading)
+        in_head = not (self._reading and self._in_body)
         self._feeding = True
         try:
             self._parser.feed_data(data)
+            if in_head and self._reading and not self._in_body and self._messages == only:
+                self._bound_head(len(data))
         except httptools.HttpParserUpgrade:
-            self._keep_alive = False  # nothing is upgraded here; the request is answered as it stands
+            # Nothing is upgraded here: the request is answered as it stands, and nothing after it.
+            self._keep_alive = False
+            if not self._busy and not self._queue:
+                self._closing = True
+        except ServingError as e:
+            self._refusal = e
         except httptools.HttpParserCallbackError as e:
             if self._refusal is None:
                 _LOG.exception("A request could not be read.")
@@ -269,6 +289,8 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Somebody asks."""
         self._begin_message()
+        self._messages += 1
+        self._unfinished_head = 0
         self._reading = True
         self._since = self._loop.time()
 
@@ -423,6 +445,12 @@ class Connection(asyncio.Protocol):
             )
             self._refuse(ServingError("serving.too-large", message))
 
+    def _bound_head(self, size: int) -> None:
+        """Count what the parser keeps of a field that has not ended."""
+        self._unfinished_head += size
+        if self._unfinished_head > self._limits.head_bytes:
+            raise ServingError("serving.too-large", f"Expected at most {self._limits.head_bytes} bytes of head.")
+
     def _refuse(self, error: ServingError) -> None:
         """Stop the parser; what was asked before is still answered."""
         self._refusal = error
@@ -478,7 +506,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
-async def _turns(count: int) -> None:
+async def turns(count: int) -> None:
     """Let the loop run what it has, so many times."""
     for _ in range(count):
         await asyncio.sleep(0)

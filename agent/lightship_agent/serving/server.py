@@ -20,7 +20,7 @@ from typing import Final
 
 from lightship_agent.contract.codes import SettingsError
 
-from .http1 import Face, Limits, Server
+from .http1 import Face, Limits, Server, turns
 
 _START_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 10
@@ -132,9 +132,14 @@ class HttpServer:
         server = Server(self._face, self._limits)
         self._loop, self._stopped = loop, asyncio.Event()
         # Copies: a server closes what it is given, and `address` still wants the originals.
-        listeners = [await self._listen(server, bound.dup()) for bound in self._sockets]
+        copies = [bound.dup() for bound in self._sockets]
+        listeners = [await self._listen(server, copy) for copy in copies]
         self._ready.set()
         await self._stopped.wait()
+        # Not closed yet: who was accepted in this very moment would be lost with the listener, and never closed.
+        for copy in copies:
+            loop.remove_reader(copy)
+        await turns(5)
         for listener in listeners:
             listener.close()
         await server.drain(_GRACE_SECONDS)
