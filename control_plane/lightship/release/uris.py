@@ -74,8 +74,8 @@ def check_uri(uri: str) -> str:
     Raises:
         ReleaseError: release.keys.
     """
-    scheme = uri.partition(":")[0]
-    if scheme not in INSTALL or len(uri) > 2_000 or not uri.isprintable():
+    scheme, colon, _ = uri.partition(":")
+    if scheme not in INSTALL or not colon or len(uri) > 2_000 or not uri.isprintable():
         message = f"Expected a key URI that begins with {', '.join(f'{s}:' for s in INSTALL)}; found {uri[:80]!r}."
         raise ReleaseError("release.keys", message)
     return scheme
