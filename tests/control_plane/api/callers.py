@@ -26,7 +26,7 @@ PATIENCE = 20.0  # seconds
 #: What an operating system, or a TLS library, says when the other side hangs up.
 HUNG_UP = (ssl.SSLError, ConnectionError)
 #: The routes that need no certificate.
-OPEN = {Paths.CA, Paths.ENROL}
+OPEN = {Paths.CA, Paths.ENROL, Paths.RECOVERY_NONCE, Paths.RECOVER}
 
 
 @dataclass(frozen=True)
