@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from bench_update.agents import Act, Agent, cpu, descendants, pss
 from bench_update.deltas import Delta
 from bench_update.dying import Crossing
 from bench_update.listing import Listing
 from bench_update.looks import Look, Shape, plain_http
-from bench_update.memory import Memory, descendants, pss
 from bench_update.page import Figures, page
 from bench_update.peers import Job, both
 from bench_update.wire import metered
@@ -77,6 +77,7 @@ def test_memory_is_that_of_the_process_and_of_its_children() -> None:
         child.stdout.readline()
         assert child.pid in descendants(os.getpid())
         assert 40 < pss(child.pid) < 80
+        assert 0 <= cpu(child.pid) < 10
         child.communicate(b"\n")
     assert pss(child.pid) == 0
 
@@ -84,9 +85,9 @@ def test_memory_is_that_of_the_process_and_of_its_children() -> None:
 def test_the_page_says_every_figure_and_which_bar_is_missed() -> None:
     look = Look({"ours": 0.01, "stock": 0.008, "child": 0.3}, {"ours": 1_000, "stock": 900, "child": 9_000})
     shapes = [Shape(n, 0, 30_000, 0.01, look, look, look, look) for n in (100, 10_000)]
-    memory = [Memory(80, 81, 110, 82.5, 130, 170, 100)]
+    agents = [Agent(n, 80, Act(81, 110, 82.5, 0.4, 9_000), Act(130, 170, 100, 3, 700_000)) for n in (100, 10_000)]
     deltas = [Delta("forest", 4_000_000, 600_000, 60_000, 1.0, 0.01), Delta("network", 500_000, 400_000, 399_000, 1, 0)]
-    figures = Figures(shapes, memory, deltas, Crossing(120, 121, 25, 1.0, 1.0, 1), "a machine", 5)
+    figures = Figures(shapes, agents, deltas, Crossing(120, 121, 25, 1.0, 1.0, 1), "a machine", 5)
 
     said = page(figures)
 

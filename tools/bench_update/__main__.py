@@ -15,12 +15,12 @@ from typing import Final
 
 from lightship_agent.files import write_durably
 
-from . import deltas, dying, kinds, looks, memory
+from . import agents, deltas, dying, kinds, looks
 from .page import Figures, page
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _RUNS: Final = 7
-_AGENTS: Final = 3
+_AGENTS: Final = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench-update", help="work folder; emptied")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the page goes")
     parser.add_argument("--runs", type=int, default=_RUNS, help="runs of each look")
-    parser.add_argument("--agents", type=int, default=_AGENTS, help="agents whose memory is looked at")
+    parser.add_argument("--agents", type=int, default=_AGENTS, help="whole agents for each length of the list")
     options = parser.parse_args(arguments)
     began = time.monotonic()
     figures = measure(options.folder.resolve(), options.runs, options.agents)
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if missed else 0
 
 
-def measure(folder: Path, runs: int, agents: int) -> Figures:
+def measure(folder: Path, runs: int, many: int) -> Figures:
     """Everything, one after the other."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -52,8 +52,8 @@ def measure(folder: Path, runs: int, agents: int) -> Figures:
     print("models", flush=True)
     old, new = kinds.tables()
     models = (kinds.to_onnx(kinds.forest(old)), kinds.to_onnx(kinds.forest(new)))
-    print("memory", flush=True)
-    seen = memory.measure(folder / "memory", models, agents)
+    print("whole agents", flush=True)
+    seen = agents.measure(folder / "agents", models, many)
     print("looks", flush=True)
     shapes = looks.measure(folder / "looks", models, runs)
     print("deltas", flush=True)

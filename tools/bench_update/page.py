@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from lightship_agent.contract.device_api import MAX_RELEASE_LIST
 
+from .agents import COUNTS, Act, Agent, median
 from .deltas import Delta
 from .dying import Crossing
 from .looks import Shape
-from .memory import Memory, median
 
 COMMAND: Final = "make bench-update"
 
@@ -38,7 +38,7 @@ class Figures:
     """Everything that was measured."""
 
     shapes: list[Shape]
-    memory: list[Memory]
+    agents: list[Agent]
     deltas: list[Delta]
     crossing: Crossing
     machine: str
@@ -57,7 +57,7 @@ class Figures:
             Bar(f"CPU of a look, nothing new, {small.bundles:,} bundles, of the stock client's", _ratio(small), 2.0),
             Bar(f"CPU of a look, nothing new, {large.bundles:,} bundles, of the stock client's", _ratio(large), 1.25),
             Bar("largest listed delta, of the full file", max(listed), 0.6),
-            Bar("MB of PSS that a check does not give back", median(self.memory)["kept"], 1.0),
+            Bar("MB of PSS that a check does not give back", max(median(self.agents, n).kept for n in COUNTS), 1.0),
         ]
 
     def plain(self) -> dict[str, Any]:
@@ -67,8 +67,8 @@ class Figures:
             "machine": self.machine,
             "runs": self.runs,
             "looks": [s.plain() for s in self.shapes],
-            "memory_mb": median(self.memory),
-            "memory_mb_runs": [vars(m) for m in self.memory],
+            "agents": [asdict(median(self.agents, n)) for n in COUNTS],
+            "agents_runs": [asdict(agent) for agent in self.agents],
             "deltas": [d.plain() for d in self.deltas],
             "download_120_mb": self.crossing.plain(),
             "bars": [bar.plain() for bar in self.bars()],
@@ -86,16 +86,18 @@ def _ratio(shape: Shape) -> float:
 def page(figures: Figures) -> str:
     """docs/benchmarks/update.md."""
     parts = [
-        _INTRODUCTION.format(command=COMMAND, machine=figures.machine, runs=figures.runs, agents=len(figures.memory)),
+        _INTRODUCTION.format(
+            command=COMMAND, machine=figures.machine, runs=figures.runs, agents=len(figures.agents) // len(COUNTS)
+        ),
         _table(("Figure", "Found", "Limit", ""), [_bar(b) for b in figures.bars()]),
         _LOOKS,
         _table(_LOOK_HEAD, [_look(s, "ask") for s in figures.shapes[:1]] + _rows(figures.shapes)),
         _READING_LOOKS,
         _table(("List", "Bytes of the list", "Roles", "Server CPU of one release"), [_list(s) for s in figures.shapes]),
         _CHOICE.format(limit=MAX_RELEASE_LIST),
-        _MEMORY,
-        _table(("", "Agent", "Agent and its children"), _memory(median(figures.memory))),
-        _READING_MEMORY,
+        _AGENTS,
+        _table(_AGENT_HEAD, [row for n in COUNTS for row in _agent(median(figures.agents, n))]),
+        _READING_AGENTS,
         _DELTAS,
         _table(_DELTA_HEAD, [_delta(d) for d in figures.deltas]),
         _READING_DELTAS.format(listed=", ".join(d.kind for d in figures.deltas if d.listed)),
@@ -163,14 +165,28 @@ def _list(shape: Shape) -> tuple[str, ...]:
     return (shape.name, _bytes(shape.list_bytes), f"{max(1, shape.bins)}", _ms(shape.publish_cpu))
 
 
-def _memory(m: dict[str, float]) -> list[tuple[str, ...]]:
+_AGENT_HEAD: Final = (
+    "",
+    "PSS at its peak",
+    "With its children",
+    "PSS afterwards",
+    "CPU, all of it",
+    "Bytes on the wire",
+)
+
+
+def _agent(agent: Agent) -> list[tuple[str, ...]]:
+    released = f"{agent.bundles:,} bundles"
     return [
-        ("Serving, before", f"{m['before']:.1f} MB", "–"),
-        ("Peak in a check that brings nothing new", f"{m['check_peak']:.1f} MB", f"{m['check_peak_all']:.1f} MB"),
-        ("After it", f"{m['after_check']:.1f} MB (kept {m['kept']:+.1f})", "–"),
-        ("Peak in an update", f"{m['update_peak']:.1f} MB", f"{m['update_peak_all']:.1f} MB"),
-        ("Serving the new model, after it", f"{m['after_update']:.1f} MB", "–"),
+        (f"Serving, {released}", "–", "–", f"{agent.before:.1f} MB", "–", "–"),
+        (f"A check that brings nothing new, {released}", *_act(agent.check)),
+        (f"An update to a new model, {released}", *_act(agent.update)),
     ]
+
+
+def _act(act: Act) -> tuple[str, ...]:
+    memory = (f"{act.peak:.1f} MB", f"{act.peak_all:.1f} MB", f"{act.after:.1f} MB")
+    return (*memory, f"{act.cpu:.2f} s", _bytes(int(act.wire)))
 
 
 _DELTA_HEAD: Final = ("Successor", "Bundle", "Full (zstd 19)", "Delta", "Of full", "Listed", "Made in", "Applied in")
@@ -194,9 +210,9 @@ _INTRODUCTION: Final = """\
 # What an update costs
 
 Written by `{command}`; do not edit. {machine}.
-Medians of {runs} runs; memory, of {agents} agents. Everything is the real thing: the agent's own client, a home of the
-control plane with its signed release list, its device API over mutual TLS. The peer is python-tuf's own `Updater` with
-its own fetcher, in a process of its own, taking turns with ours over the same plain HTTP. Figures are also in
+Medians of {runs} runs; of whole agents, of {agents}. Everything is the real thing: the agent's own client, a home of
+the control plane with its signed release list, its device API over mutual TLS. The peer is python-tuf's own `Updater`
+with its own fetcher, in a process of its own, taking turns with ours over the same plain HTTP. Figures are also in
 [update.json](update.json).
 """
 _LOOKS: Final = """\
@@ -219,12 +235,14 @@ fetches it whole after every release; devices read up to {limit:,} bytes of it, 
 one. In bins (TAP 15, succinct roles) a device reads the one bin that its bundle falls into. The agent reads both; the
 rows with bins show what writing them would be worth.
 """
-_MEMORY: Final = """\
-## Memory
+_AGENTS: Final = """\
+## A whole agent
 
-PSS of an agent that serves a forest of 60 trees and is updated to its successor.
+A real agent serves a forest of 60 trees over its socket and is updated to the successor: looked for, verified,
+downloaded, unpacked, probed in a child, swapped, soaked, committed. The CPU is that of the agent and all its children;
+the bytes hold the TLS handshakes, the polls and the reports of that time.
 """
-_READING_MEMORY: Final = """
+_READING_AGENTS: Final = """
 What the agent holds more of after an update than before is the model it came from, which stays loaded so that a bad
 successor can be left at once.
 """
