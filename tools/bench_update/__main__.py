@@ -19,7 +19,7 @@ from . import agents, deltas, dying, kinds, looks
 from .page import Figures, page
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-_RUNS: Final = 7
+_RUNS: Final = 5
 _AGENTS: Final = 2
 
 

@@ -100,7 +100,7 @@ def page(figures: Figures) -> str:
         _READING_AGENTS,
         _DELTAS,
         _table(_DELTA_HEAD, [_delta(d) for d in figures.deltas]),
-        _READING_DELTAS.format(listed=", ".join(d.kind for d in figures.deltas if d.listed)),
+        _READING_DELTAS,
         _crossing(figures.crossing),
     ]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
@@ -114,7 +114,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _bar(bar: Bar) -> tuple[str, ...]:
     return (
         bar.name,
-        f"{bar.value:,.2f}".removesuffix(".00"),
+        f"{bar.value:,.2f}" if bar.value < 100 else f"{bar.value:,.0f}",
         f"{bar.limit:,g}",
         "holds" if bar.holds else "**missed**",
     )
@@ -253,8 +253,8 @@ Trained with scikit-learn, converted with skl2onnx; sizes of whole bundles, in b
 under 60 % of the full file; otherwise devices take the full one.
 """
 _READING_DELTAS: Final = """
-Worth listing: {listed}. A model that was trained from scratch shares next to nothing with the one before it, and float
-weights that all moved a little share nothing either: those devices take the full file.
+A model that was trained from scratch shares next to nothing with the one before it, and float weights that all moved a
+little share nothing either: those devices take the full file. Deltas pay where training goes on from the old model.
 """
 _CROSSING: Final = """\
 ## A link that dies
