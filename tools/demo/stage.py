@@ -56,7 +56,7 @@ class Stage:
         ready = self.folder / "ready.json"
         command = ["-m", "lightship", "--home", str(self.home), "up", "--ready-file", str(ready), *flags]
         child = self._spawn("control-plane", command)
-        self._wait(lambda: ready.exists() and ready.read_text().endswith("}"), child, "control-plane", 30)
+        self._wait(lambda: ready.exists() and ready.read_text().endswith("}"), child, "control-plane", 120)
         self.addresses = json.loads(ready.read_text())
         self._http = httpx.Client(base_url=self.addresses["dashboard"], timeout=10.0)
 
@@ -82,7 +82,7 @@ class Stage:
         self._spawn(device, command)
         self.agents[device] = f"http://127.0.0.1:{port}"
 
-    def wait_for_agents(self, seconds: float = 45) -> None:
+    def wait_for_agents(self, seconds: float = 120) -> None:
         """Until every agent answers."""
         children = dict(self._children)
         for device, url in self.agents.items():
