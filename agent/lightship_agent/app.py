@@ -39,6 +39,7 @@ from .runtime.memory import trim_memory
 from .runtime.model import LoadedModel, load_model
 from .runtime.ort import onnxruntime
 from .serving.dataplane import DataPlane
+from .serving.frames import FrameFace
 from .serving.http import create_app
 from .serving.metrics import Sample, health_samples, plane_samples, render
 from .serving.server import HttpServer
@@ -92,7 +93,14 @@ class Agent:
         self._resident: dict[str, LoadedModel] = {}
         socket = Path(settings.socket) if settings.socket else None
         app = create_app(self._plane, status=self.status, metrics=self._metrics)
-        self._http = HttpServer(app, host=settings.http_host, port=settings.http_port, unix_socket=socket)
+        self._http = HttpServer(
+            app,
+            host=settings.http_host,
+            port=settings.http_port,
+            unix_socket=socket,
+            frames=FrameFace(self._plane),
+            frames_socket=Path(settings.frames_socket) if settings.frames_socket else None,
+        )
         self._http.bind()
         self._boot = self._next_boot()
         self._outbox = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000)

@@ -38,6 +38,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("http_host", "127.0.0.1", "Address the HTTP endpoint binds to; keep it on loopback unless behind TLS."),
     Setting("http_port", "8500", "Port of the HTTP endpoint; 0 picks a free one."),
     Setting("socket", "", "Path of a Unix socket that serves the same HTTP; empty: none."),
+    Setting("frames_socket", "", "Path of a Unix socket for frames, the face of least latency; empty: none."),
     Setting("poll_seconds", "900", "How often to look for an assignment without being poked.", "s"),
     Setting("report_seconds", "60", "How often to send a heartbeat and what has been counted.", "s"),
     Setting("window_rows", "200", "Rows per drift window.", "rows"),
@@ -95,6 +96,7 @@ class Settings:
     http_host: str
     http_port: int
     socket: str
+    frames_socket: str
     poll_seconds: float
     report_seconds: float
     window_rows: int

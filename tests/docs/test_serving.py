@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ import pytest
 from tests.agent.conftest import build
 from tests.docs.fences import ROOT, Block, blocks
 
+from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.wire import sha256_hex
+from lightship_agent.monitor.monitor import Monitor
+from lightship_agent.runtime.model import load_model
+from lightship_agent.serving.dataplane import DataPlane
+from lightship_agent.serving.frames import FrameFace
+from lightship_agent.serving.http import create_app
+from lightship_agent.serving.server import HttpServer
 from lightship_agent.update.machine import Target, UpdateState
 
 PAGE = ROOT / "docs" / "serving.md"
@@ -29,13 +37,20 @@ class Device:
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
         self.names: dict[str, Any] = {}
-        self.places = {"/var/lib/lightship-agent": str(self.state)}
+        self.places = {"/var/lib/lightship-agent": str(self.state), "/run/lightship-agent": str(folder)}
         data = build()
         digest = sha256_hex(data)
         (self.state / "bundles").mkdir(parents=True)
         (self.state / "bundles" / f"{digest}.tar").write_bytes(data)
         target = Target(model="pump", version=1, path="p", sha256=digest, length=len(data), seq=1, rollout="")
         (self.state / "update.json").write_bytes(msgspec.json.encode(UpdateState(current=target)))
+        monitor = Monitor(200)
+        plane = DataPlane(monitor.observe, observe_row=monitor.observe_row, feedback=monitor.feedback)
+        plane.install(load_model(read_bundle(data)))
+        app = create_app(plane, status=dict, metrics=str)
+        frames = folder / "frames.sock"
+        self.server = HttpServer(app, port=0, frames=FrameFace(plane), frames_socket=frames)
+        self.server.start()
 
     def run(self, program: str) -> str:
         for written, here in self.places.items():
@@ -47,8 +62,10 @@ class Device:
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Device:
-    return Device(tmp_path)
+def device(tmp_path: Path) -> Iterator[Device]:
+    started = Device(tmp_path)
+    yield started
+    started.server.stop()
 
 
 def pairs() -> list[tuple[Block, Block]]:

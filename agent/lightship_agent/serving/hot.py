@@ -26,7 +26,7 @@ from lightship_agent.runtime.model import LoadedModel, Prediction
 #: Rows that are answered in one run; beyond it the trees of a forest no longer stay in the cache.
 MAX_TOGETHER: Final = 16
 MAX_BODY: Final = 64 * 1024  # bytes
-_LARGEST: Final = float(np.finfo(np.float32).max)
+LARGEST: Final = float(np.finfo(np.float32).max)
 
 ObserveRow = Callable[[LoadedModel, npt.NDArray[np.float32], int, float, str], None]
 Observe = Callable[[LoadedModel, npt.NDArray[np.float32], Prediction, str], None]
@@ -51,11 +51,16 @@ _DECODE: Final = msgspec.json.Decoder(_Request).decode
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
-class HotRow(NamedTuple):
-    """A request that the hot path takes: its numbers, and the client's id."""
+#: What makes the body of an answer of (id, class or -1, scores, value).
+Body = Callable[[str, int, list[float] | None, list[float] | None], bytes]
 
-    data: list[float]
+
+class HotRow(NamedTuple):
+    """A request that the hot path takes: its numbers, the client's id, and who writes the answer if not in JSON."""
+
+    data: list[float] | npt.NDArray[np.float32]
     id: str
+    body: Body | None = None
 
 
 class HotModel:
@@ -112,8 +117,8 @@ class HotModel:
             or len(data) != self._width
             or tensor.shape not in self._shapes
             or len(request.id) > self._max_id
-            or max(data) > _LARGEST
-            or min(data) < -_LARGEST
+            or max(data) > LARGEST
+            or min(data) < -LARGEST
         ):
             return None
         return HotRow(data, request.id)
@@ -155,7 +160,7 @@ class HotModel:
         finally:
             bound.lock.release()
         self._answered(1, time.perf_counter() - begun)
-        return self._body(request_id, label, scores, value)
+        return (asked.body or self._body)(request_id, label, scores, value)
 
     def answer_together(self, asked: Sequence[HotRow]) -> list[bytes]:
         """The bodies of the answers to several requests, by one run of the model.
@@ -177,7 +182,7 @@ class HotModel:
         for i, one in enumerate(asked):
             request_id = one.id or self._next_id()
             self._watch(rows[i], labels[i], scores[i], request_id)
-            bodies.append(self._body(request_id, labels[i], scores[i], values[i]))
+            bodies.append((one.body or self._body)(request_id, labels[i], scores[i], values[i]))
         seconds = (time.perf_counter() - begun) / len(asked)
         for _ in asked:
             self._answered(1, seconds)

@@ -20,7 +20,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import httptools
 
@@ -77,54 +77,80 @@ class Request:
         self.method, self.url, self.headers, self.body, self.keep_alive = method, url, headers, body, keep_alive
 
 
-class Face(Protocol):
-    """What answers requests; called in the loop's thread, and never for long."""
-
-    def hot(self, request: Request) -> tuple[Any, Any] | None:
-        """What `answer_hot` takes, if the request can be answered at once."""
+class Answers(Protocol):
+    """What a `Server` asks of any face; called in the loop's thread, and never for long."""
 
     def answer_hot(self, model: Any, asked: list[Any]) -> list[bytes]:
-        """The JSON bodies of the answers to what `hot` gave for one model."""
-
-    def respond(self, request: Request) -> Reply | Awaitable[Reply]:
-        """The answer to any request, now or later; raises nothing."""
+        """The bodies of the answers to what was asked of one model."""
 
     def refuse(self, error: ServingError) -> Reply:
         """The answer to what is no request, or too much; counted."""
 
 
-class Server:
+class Face(Answers, Protocol):
+    """What answers HTTP requests."""
+
+    def hot(self, request: Request) -> tuple[Any, Any] | None:
+        """What `answer_hot` takes, if the request can be answered at once."""
+
+    def respond(self, request: Request) -> Reply | Awaitable[Reply]:
+        """The answer to any request, now or later; raises nothing."""
+
+
+class Client(Protocol):
+    """A connection, as the `Server` sees it, whatever it speaks."""
+
+    def finish(self, reply: Reply) -> None:
+        """The answer to what was asked."""
+
+    def finish_hot(self, body: bytes) -> None:
+        """The same, of a body that the hot path made."""
+
+    def drain(self) -> None:
+        """Close if nothing is being answered; otherwise right after it."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+    def look_at_clock(self, now: float) -> None:
+        """Close what takes too long."""
+
+
+F = TypeVar("F", bound=Answers)
+
+
+class Server(Generic[F]):
     """What connections share: the face, the limits, what waits to be answered together, and the sweep."""
 
-    def __init__(self, face: Face, limits: Limits | None = None) -> None:
+    def __init__(self, face: F, limits: Limits | None = None) -> None:
         """Nobody is connected yet."""
         self.face = face
         self.limits = limits or Limits()
-        self.connections: set[Connection] = set()
+        self.connections: set[Client] = set()
         self.admitted = 0  # clients that are served, and not told that there is no room
         self.buffered = 0  # bytes of bodies that are arriving
         self.draining = False
         self._empty: asyncio.Event | None = None
-        self._waiting: list[tuple[Connection, Any, Any]] = []
+        self._waiting: list[tuple[Client, Any, Any]] = []
         self._sweep: asyncio.TimerHandle | None = None
 
-    def protocol(self) -> Connection:
-        """For `loop.create_server`."""
+    def protocol(self: Server[Face]) -> Connection:
+        """For `loop.create_server`, where HTTP is spoken."""
         return Connection(self)
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: Client) -> None:
         """A client is there."""
         self.connections.add(connection)
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(1.0, self._look_round)
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: Client) -> None:
         """A client is gone."""
         self.connections.discard(connection)
         if self._empty is not None and not self.connections:
             self._empty.set()
 
-    def together(self, connection: Connection, model: Any, asked: Any) -> None:
+    def together(self, connection: Client, model: Any, asked: Any) -> None:
         """Answer with whatever else comes in this turn of the loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer_waiting)
@@ -151,7 +177,7 @@ class Server:
 
     def _answer_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        groups: dict[int, list[tuple[Connection, Any, Any]]] = {}
+        groups: dict[int, list[tuple[Client, Any, Any]]] = {}
         for one in waiting:
             groups.setdefault(id(one[1]), []).append(one)
         for group in groups.values():
@@ -162,7 +188,7 @@ class Server:
                     connection.finish(self.face.refuse(e))
                 continue
             for (connection, _, _), body in zip(group, bodies, strict=True):
-                connection.finish_json(body)
+                connection.finish_hot(body)
 
     def _look_round(self) -> None:
         self._sweep = None
@@ -177,7 +203,7 @@ class Server:
 class Connection(asyncio.Protocol):
     """One client."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server[Face]) -> None:
         self._server = server
         self._limits = server.limits
         self._parser = httptools.HttpRequestParser(self)
@@ -376,7 +402,7 @@ class Connection(asyncio.Protocol):
         """The answer to what was asked."""
         self._finish(_bytes(reply, self._keep_alive))
 
-    def finish_json(self, body: bytes) -> None:
+    def finish_hot(self, body: bytes) -> None:
         """The same, of a body that the hot path made."""
         self._finish(_JSON_HEAD % (len(body), body))
 

@@ -1,4 +1,4 @@
-"""Serving: an HTTP server in a thread of its own, on TCP, on a Unix socket, or on both.
+"""Serving: the faces in a thread of their own: HTTP on TCP, on a Unix socket, or on both, and frames on another socket.
 
 Rules:
 * addresses are taken first: a port in use is said before anything else has started;
@@ -20,6 +20,9 @@ from typing import Final
 
 from lightship_agent.contract.codes import SettingsError
 
+from .framed import FrameConnection
+from .frames import LIMITS as FRAME_LIMITS
+from .frames import FrameFace
 from .http1 import Face, Limits, Server, turns
 
 _START_SECONDS: Final = 30.0
@@ -37,6 +40,8 @@ class HttpServer:
         host: TCP address to bind; used only with a port.
         port: TCP port, 0 for any free one, None for no TCP.
         unix_socket: path of a Unix socket, None for none.
+        frames: what answers frames, with `frames_socket`.
+        frames_socket: path of the Unix socket on which frames are spoken, None for none.
         limits: what clients may take.
     """
 
@@ -47,6 +52,8 @@ class HttpServer:
         host: str = "127.0.0.1",
         port: int | None = None,
         unix_socket: Path | None = None,
+        frames: FrameFace | None = None,
+        frames_socket: Path | None = None,
         limits: Limits | None = None,
     ) -> None:
         if port is None and unix_socket is None:
@@ -54,7 +61,9 @@ class HttpServer:
         self._face = face
         self._limits = limits or Limits()
         self._host, self._port, self._path = host, port, unix_socket
+        self._frames, self._frames_path = frames, frames_socket
         self._sockets: list[socket.socket] = []
+        self._frames_bound: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Event | None = None
@@ -88,6 +97,8 @@ class HttpServer:
                 self._sockets.append(_bind_tcp(self._host, self._port))
             if self._path is not None:
                 self._sockets.append(_bind_unix(self._path))
+            if self._frames_path is not None:
+                self._frames_bound = _bind_unix(self._frames_path)
         except SettingsError:
             self._close_sockets()
             raise
@@ -129,11 +140,16 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         pool = concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="lightship-infer")
         loop.set_default_executor(pool)
-        server = Server(self._face, self._limits)
+        server: Server[Face] = Server(self._face, self._limits)
         self._loop, self._stopped = loop, asyncio.Event()
         # Copies: a server closes what it is given, and `address` still wants the originals.
         copies = [bound.dup() for bound in self._sockets]
         listeners = [await self._listen(server, copy) for copy in copies]
+        framed = None
+        if self._frames_bound is not None and self._frames is not None:
+            framed = Server(self._frames, FRAME_LIMITS)
+            copies.append(self._frames_bound.dup())
+            listeners.append(await _listen_frames(framed, copies[-1]))
         self._ready.set()
         await self._stopped.wait()
         # Not closed yet: who was accepted in this very moment would be lost with the listener, and never closed.
@@ -142,11 +158,11 @@ class HttpServer:
         await turns(5)
         for listener in listeners:
             listener.close()
-        await server.drain(_GRACE_SECONDS)
+        await asyncio.gather(*(s.drain(_GRACE_SECONDS) for s in (server, framed) if s is not None))
         # Asked in a thread, and still not answered: nobody waits for it any more.
         pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _listen(self, server: Server, bound: socket.socket) -> asyncio.Server:
+    async def _listen(self, server: Server[Face], bound: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
         if bound.family == socket.AF_UNIX:
             return await loop.create_unix_server(server.protocol, sock=bound, backlog=_BACKLOG)
@@ -159,6 +175,15 @@ class HttpServer:
         self._sockets = []
         if ours and self._path is not None:
             self._path.unlink(missing_ok=True)
+        if self._frames_bound is not None and self._frames_path is not None:
+            self._frames_bound.close()
+            self._frames_bound = None
+            self._frames_path.unlink(missing_ok=True)
+
+
+async def _listen_frames(server: Server[FrameFace], bound: socket.socket) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    return await loop.create_unix_server(lambda: FrameConnection(server), sock=bound, backlog=_BACKLOG)
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
