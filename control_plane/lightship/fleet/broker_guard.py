@@ -42,7 +42,7 @@ REISSUE_SECONDS: Final = 86_400.0
 #: The certificate under a device's name that ends its session is of no use to anybody after that.
 CUT_LIFE: Final = timedelta(minutes=2)
 _CUT_SECONDS: Final = 10.0
-ACTOR: Final = "control-plane"
+ACTOR: Final = "lightship:broker-guard"
 
 
 class BrokerGuard:

@@ -151,4 +151,4 @@ def _say(session: Session, device: Device, evidence: dict[str, Any], now: int) -
     if device.cloned_at:
         return
     device.cloned_at, device.clone = now, evidence
-    audit.append(session, actor="control-plane", verb="device.clone", subject=device.id, detail=evidence)
+    audit.append(session, actor="lightship:clones", verb="device.clone", subject=device.id, detail=evidence)

@@ -405,3 +405,22 @@ def test_what_somebody_says_of_himself_moves_nobodys_cursor(home: Home) -> None:
     said = runner.invoke(cli, ["--home", str(home.path), "audit"]).output
     assert "owned" in said or "sudo by" in said
     assert not set(said) & set("\x1b\x07\x9b\u202e")
+
+
+def test_whoever_acts_by_himself_is_called_by_one_pattern() -> None:
+    """A person, a program with a token, a device, or a part of Lightship: the log can be searched by it."""
+    said = set()
+    for path in CONTROL_PLANE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.keyword)
+                and node.arg == "actor"
+                and isinstance(node.value, ast.Constant | ast.JoinedStr)
+            ):
+                said.add(ast.unparse(node.value).strip("f'\""))
+            if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(node.value, ast.Constant):
+                targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+                if any(ast.unparse(t) == "ACTOR" for t in targets):
+                    said.add(str(node.value.value))
+    assert len(said) >= 4
+    assert [actor for actor in said if not actor.startswith(("lightship:", "device:{"))] == []
