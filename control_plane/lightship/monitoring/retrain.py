@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from lightship.data.dataset import Dataset, concat
 from lightship.home import Home
+from lightship.release.metadata import RELEASES
 from lightship.settings import SETTINGS, Settings
 from lightship.storage import audit
 from lightship.storage.models import FeedbackRow, ModelVersion, RetrainProposal, RolloutRow, Run
@@ -203,6 +204,11 @@ def _train_and_roll_out(home: Home, proposal: RetrainProposal, actor: str) -> di
         kind="retrain",
         reference_from=now_begins,
     )
+    if home.releases.lacking(RELEASES):
+        # Whose keys are with people releases by hand; the version is there for them.
+        name = f"{model}@{trained.version}"
+        detail = f"{name} is registered, and its release must be signed elsewhere: `lightship release {name}`."
+        return {"status": "failed", "run_id": trained.run_id, "version": trained.version, "detail": detail}
     released = release.release(home, f"{model}@{trained.version}", actor=actor)
     with home.database.write() as session:
         last = session.scalars(
