@@ -191,7 +191,7 @@ add_file_commands(ceremony)
 
 
 @keys.command()
-@click.argument("role", type=click.Choice((*OFFLINE, *ONLINE)))
+@click.argument("roles", nargs=-1, required=True, type=click.Choice((*OFFLINE, *ONLINE)))
 @click.option("--new", "new", multiple=True, type=FILE, help="All keys it has from now on: .pub.json or .key.json.")
 @click.option("--threshold", type=click.IntRange(1, 100), help="Default: more than half.")
 @click.option("--reason", default="", help="Why; it is shown to those who sign, and audited.")
@@ -202,7 +202,7 @@ add_file_commands(ceremony)
 @with_home
 def rotate(
     home: Home,
-    role: str,
+    roles: tuple[str, ...],
     new: tuple[Path, ...],
     threshold: int | None,
     reason: str,
@@ -211,9 +211,12 @@ def rotate(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Give ROLE new keys in place of all old ones. An online role gets a key that is made here."""
-    wanted = {role: _fresh(home, role, new, threshold)}
-    _change(home, f"Rotate {role}", wanted, reason, open_keys(key_files, passphrase_file), out, as_json=as_json)
+    """Give ROLES new keys in place of all old ones. An online role gets a key that is made here."""
+    if len(set(roles)) > 1 and (new or threshold is not None):
+        raise click.UsageError("--new and --threshold go with one role.")
+    signers = open_keys(key_files, passphrase_file)
+    wanted = {role: _fresh(home, role, new, threshold) for role in dict.fromkeys(roles)}
+    _change(home, f"Rotate {', '.join(wanted)}", wanted, reason, signers, out, as_json=as_json)
 
 
 @keys.command()

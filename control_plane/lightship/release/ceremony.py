@@ -27,7 +27,7 @@ from lightship_agent.contract.codes import ReleaseError
 from lightship_agent.contract.wire import canonical_json, sha256_hex
 from lightship_agent.files import write_durably
 
-from .changes import Documents, Need, check_follows, check_roles
+from .changes import Documents, Need, check_follows, check_list, check_roles
 from .keys import OFFLINE_ROLES, ROLES
 from .signing import sign_with, signed_by
 
@@ -135,6 +135,7 @@ def decode(data: bytes) -> Ceremony:
         check_roles(before)
     check_follows(after, before)
     check_roles(after.over(before))
+    check_list(after.releases)
     titles = (file.title, file.reason, file.begun, *file.releases, *file.revokes)
     if not all(text.isprintable() and len(text) <= 1_000 for text in titles):
         raise ReleaseError("release.ceremony", "The ceremony file has words that can't be shown.")

@@ -12,6 +12,7 @@ Source: The Update Framework specification 1.0, 6.1 key management and migration
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -31,6 +32,10 @@ _PATHS: Final = {
     # A key holder only: it signs assignments, and no path is ever looked up in it.
     "director": ["-director-/-/-"],
 }
+
+
+_PATH: Final = re.compile(r"(bundles|deltas)/[A-Za-z0-9._-]{1,200}/[A-Za-z0-9._-]{1,200}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,7 @@ def check(made: Documents, before: Documents) -> None:
     check_follows(made, before)
     after = made.over(before)
     check_roles(after)
+    check_list(made.releases)
     short = [need for need in made.needs(before) if need.missing]
     if short:
         words = "; ".join(
@@ -263,6 +269,22 @@ def check_roles(documents: Documents) -> None:
                 f"The {role} key {min(both)[:16]} is online; it can't be a key of root, targets or releases as well."
             )
             raise ReleaseError("release.ceremony", message)
+
+
+def check_list(releases: Metadata[Targets] | None) -> None:
+    """Whether a release list holds what ours hold, under names that can be shown.
+
+    Raises:
+        ReleaseError: release.ceremony.
+    """
+    if releases is None:
+        return
+    for path, target in releases.signed.targets.items():
+        if not _PATH.fullmatch(path) or not _SHA256.fullmatch(target.hashes.get("sha256", "")):
+            message = f"The release list has an entry that is none of ours: {path[:100]!r}."
+            raise ReleaseError("release.ceremony", message, remedy="Sign nothing of this, and find out who made it.")
+    if releases.signed.delegations is not None:
+        raise ReleaseError("release.ceremony", "The release list delegates to others.")
 
 
 def _same(a: RoleKeys, b: RoleKeys) -> bool:

@@ -68,6 +68,15 @@ def test_in_development_every_role_is_rotated_at_once_and_its_old_key_is_gone(ru
         assert len(home.releases.released()) == 2
 
 
+def test_after_a_break_in_all_online_keys_are_rotated_in_one_go(run: Run) -> None:
+    run("init")
+    before = keys_of(run)
+    assert run("keys", "rotate", "snapshot", "timestamp", "director", "--reason", "break-in")["changed"]
+    after = keys_of(run)
+    changed = {role for role in ROLES if before[role] != after[role]}
+    assert changed == {"snapshot", "timestamp", "director"}
+
+
 def test_a_revoked_online_key_gets_a_successor_that_is_made_here(run: Run) -> None:
     run("init")
     (old,) = keys_of(run)["timestamp"]

@@ -243,6 +243,18 @@ TWISTS: dict[str, Callable[[Any], None]] = {
     "other paths for the release list": set_in("after/targets/signed/delegations/roles/0/paths", ["*/*/*"]),
     "a delegation that does not end": set_in("after/targets/signed/delegations/roles/0/terminating", False),
     "a target in targets": set_in("after/targets/signed/targets", {"x": {"length": 1, "hashes": {"sha256": "a" * 64}}}),
+    "a listed name that moves the cursor": set_in(
+        "after/releases/signed/targets", {"bundles/\x1b[2J/x": {"length": 1, "hashes": {"sha256": "a" * 64}}}
+    ),
+    "a listed name of another folder": set_in(
+        "after/releases/signed/targets", {"bundles/a/b/c": {"length": 1, "hashes": {"sha256": "a" * 64}}}
+    ),
+    "a listed file without its digest": set_in(
+        "after/releases/signed/targets", {"bundles/a/1.tar": {"length": 1, "hashes": {"md5": "a" * 32}}}
+    ),
+    "a release list that delegates on": lambda plain: plain["after"]["releases"]["signed"].update(
+        delegations=plain["after"]["targets"]["signed"]["delegations"]
+    ),
     "no delegations": lambda plain: plain["after"]["targets"]["signed"].pop("delegations"),
     "a threshold of more than all": set_in("after/root/signed/roles/root/threshold", 4),
     "a threshold of none": set_in("after/root/signed/roles/root/threshold", 0),
