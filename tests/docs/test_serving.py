@@ -51,6 +51,7 @@ class Device:
         frames = folder / "frames.sock"
         self.server = HttpServer(app, port=0, frames=FrameFace(plane), frames_socket=frames)
         self.server.start()
+        self.places["127.0.0.1:8500"] = "{}:{}".format(*(self.server.address or ()))
 
     def run(self, program: str) -> str:
         for written, here in self.places.items():

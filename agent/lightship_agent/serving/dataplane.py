@@ -155,8 +155,12 @@ class DataPlane:
         with self.admission:
             return self.answer(request)
 
-    def answer(self, request: InferRequest) -> InferResponse:
+    def answer(self, request: InferRequest, *, by: LoadedModel | None = None) -> InferResponse:
         """Answer a request that already holds its `admission`.
+
+        Args:
+            request: what to predict.
+            by: the model that `get` gave to a face that read the rows by its schema; a swap since then changes nothing.
 
         Raises:
             ServingError: as `infer`, but never serving.overloaded.
@@ -164,15 +168,16 @@ class DataPlane:
         begun = self._clock()
         slot: _Slot | None = None
         try:
-            slot = self._slot(request.model, request.version)
-            response, rows, prediction = self._predict(slot.model, request)
+            slot = self._slot(request.model, request.version if by is None else None)
+            model = by or slot.model
+            response, rows, prediction = self._predict(model, request)
         except ServingError as e:
             self.count_error(e.code)
             if slot:
                 slot.failed(e.code)
             raise
         slot.answered(len(rows), self._clock() - begun)
-        self._watch(slot.model, rows, prediction, response.id)
+        self._watch(model, rows, prediction, response.id)
         return response
 
     def feedback(self, model: str, prediction_id: str, label: str) -> bool:

@@ -162,7 +162,7 @@ class FrameFace:
         except ServingError as e:
             self._plane.count_error(e.code)
             raise
-        response = self._plane.answer(InferRequest((tensor,), model.name, str(model.version), asked.id))
+        response = self._plane.answer(InferRequest((tensor,), asked.model, None, asked.id), by=model)
         return _answer(response, as_bytes=isinstance(asked.x, bytes))
 
     def _feedback(self, asked: _Request) -> bytes:

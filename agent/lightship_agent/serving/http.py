@@ -29,6 +29,7 @@ from .hot import HotModel, HotRow
 from .http1 import Reply, Request
 from .metrics import CONTENT_TYPE as METRICS_TYPE
 from .oip import MAX_BODY, decode_infer, encode_error, encode_infer, model_metadata, server_metadata
+from .records import answers, decode_records
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ class HttpApp:
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         table: tuple[tuple[str, str, Handler], ...] = (
             (model + "/infer", "POST", self._infer),
+            (model + "/predict", "POST", self._predict),
             (r"/v2/health/live", "GET", self._live),
             (r"/v2/health/ready", "GET", self._ready),
             (r"/v2/health", "GET", self._health),
@@ -210,6 +212,28 @@ class HttpApp:
             return Reply(text)
         headers = ((b"inference-header-content-length", b"%d" % length),)
         return Reply(text, content_type=b"application/octet-stream", headers=headers)
+
+    def _predict(self, call: Call) -> Reply | Awaitable[Reply]:
+        if len(call.body) <= _INLINE_BODY and self._is_fast(call.model):
+            with self.plane.admission:
+                return self._answer_records(call)
+        return self._predict_in_thread(call)
+
+    async def _predict_in_thread(self, call: Call) -> Reply:
+        with self.plane.admission:
+            return await asyncio.get_running_loop().run_in_executor(None, self._answer_records, call)
+
+    def _answer_records(self, call: Call) -> Reply:
+        content_type = call.headers.get(b"content-type", b"").decode("latin-1")
+        request_id = call.headers.get(b"x-request-id", b"").decode("utf-8", "replace")
+        try:
+            model = self.plane.get(call.model, call.version)
+            asked = decode_records(call.body, content_type, model, request_id)
+        except ServingError as e:
+            self.plane.count_error(e.code)
+            raise
+        told = answers(self.plane.answer(asked.request, by=model), model.outputs.labels)
+        return _json(told if asked.is_list else told[0])
 
     def _is_fast(self, name: str) -> bool:
         try:
