@@ -122,9 +122,8 @@ def test_a_token_that_will_not_is_an_error_with_a_code_and_without_its_pin(
 
     _, key = import_uri(URI, lambda _: PIN)
     written = {"keytype": key.keytype, "scheme": key.scheme, "public": key.keyval["public"]}
-    (tmp_path / "bad.key.json").write_text(
-        json.dumps({**written, **({"uri": change["uri"]} if "uri" in change else {})})
-    )
+    facts = {**written, "uri": change.get("uri", URI)}
+    (tmp_path / "bad.key.json").write_text(json.dumps(facts))
     monkeypatch.setenv("PYKCS11LIB", change.get("module", MODULE))
     signer = open_key(tmp_path / "bad.key.json", lambda _: change.get("pin", PIN))
     with pytest.raises(ReleaseError, match=words) as e:

@@ -459,3 +459,43 @@ def test_a_snapshot_to_be_carried_away_lives_longer_and_what_is_online_goes_beyo
     assert office.releases.version("timestamp") == before + 2
     assert office.releases.expiries()["timestamp"] < until
     assert device.sees(ONE) == digest
+
+
+@pytest.mark.parametrize("role", ["snapshot", "timestamp"])
+def test_replacing_a_lost_key_that_was_cut_anywhere_is_mended_by_whoever_runs_next(
+    office: Home, people: People, device: Client, disk: CuttableDisk, role: str
+) -> None:
+    """Without the old key there is a gap, which devices name; it is closed by the next lock, and nothing is lost."""
+    digest = released(office, people, 1)
+    (office.keys.folder / f"{role}.pem").unlink()
+    signed = rotation(office, people, role)
+    seen = set()
+    for writes in range(1, 10):
+        disk.allow(writes)
+        try:
+            ceremonies.finish(office, [signed], actor=ACTOR)
+        except StorageError:
+            seen.add(device.sees(ONE))
+            continue
+        break
+    assert seen <= {digest, "trust.signature"}
+    disk.allow(-1)
+    office.releases.renew(datetime.now(UTC))
+    assert device.sees(ONE) == digest
+
+
+def test_a_home_restored_from_an_old_backup_is_believed_once_its_online_keys_are_new(
+    office: Home, people: People, device: Client, tmp_path: Path
+) -> None:
+    digest = released(office, people, 1)
+    shutil.copytree(office.releases.metadata, tmp_path / "backup")
+    two = released(office, people, 2)
+    assert device.sees(TWO) == two
+    shutil.rmtree(office.releases.metadata)
+    shutil.copytree(tmp_path / "backup", office.releases.metadata)
+    assert device.sees(ONE) == "trust.rollback"
+
+    for role in ("snapshot", "timestamp"):
+        ceremonies.finish(office, [rotation(office, people, role)], actor=ACTOR)
+
+    assert (device.sees(ONE), device.sees(TWO)) == (digest, "trust.not-released")
