@@ -588,7 +588,8 @@ class ReleaseRepository:
             fcntl.flock(f, fcntl.LOCK_EX)
             if self._journal.exists():
                 self._carry_out()
-            sweep(self.metadata)
+            for folder in (self.metadata, self._journal.parent, self._keys.folder):
+                sweep(folder)
             yield
 
 
