@@ -1,7 +1,8 @@
 """Serving: frames, the face for programs on the device that ask often and want their answer soonest.
 
     frame     length of the body as u32, little-endian; then the body, a MessagePack map
-    request   {x, rows?, model?, version?, id?}
+    request   {x, rows?, model?, version?, id?}             rows of numbers
+              {records, model?, version?, id?}              rows by feature name, as in `records`
               {do: "feedback", id, label, model?}     {do: "ready", model?, version?}
     answer    {version, digest, labels, classes, id, scores?}     of a classifier
               {version, digest, id, values}                       of a regressor
@@ -39,6 +40,7 @@ from .dataplane import HOT_ROW_MS, MAX_ID, DataPlane, InferRequest, InferRespons
 from .hot import LARGEST, Body, HotModel, HotRow
 from .hot import MAX_BODY as HOT_BODY
 from .http1 import Limits, Reply
+from .records import request_of
 
 #: As for HTTP, but for time: a program on the device may stay connected without a word for as long as it runs.
 LIMITS: Final = Limits(idle_seconds=math.inf)
@@ -66,6 +68,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     id: str = ""
     do: Literal["predict", "feedback", "ready"] = "predict"
     label: str | int | float | bool | None = None
+    records: list[Any] | None = None
 
 
 _DECODE_ROW: Final = msgspec.msgpack.Decoder(_Row).decode
@@ -158,11 +161,11 @@ class FrameFace:
     def _predict(self, asked: _Request) -> bytes:
         model = self._model(asked)
         try:
-            tensor = _tensor(asked, model)
+            request = _request(asked, model)
         except ServingError as e:
             self._plane.count_error(e.code)
             raise
-        response = self._plane.answer(InferRequest((tensor,), asked.model, None, asked.id), by=model)
+        response = self._plane.answer(request, by=model)
         return _answer(response, as_bytes=isinstance(asked.x, bytes))
 
     def _feedback(self, asked: _Request) -> bytes:
@@ -234,6 +237,12 @@ class _HotFrames:
 def framed(body: bytes) -> bytes:
     """The frame around `body`."""
     return LENGTH.pack(len(body)) + body
+
+
+def _request(asked: _Request, model: LoadedModel) -> InferRequest:
+    if asked.records is not None:
+        return request_of(asked.records, model, asked.id)
+    return InferRequest((_tensor(asked, model),), asked.model, None, asked.id)
 
 
 def _tensor(asked: _Request, model: LoadedModel) -> Tensor:

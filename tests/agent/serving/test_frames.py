@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.agent.conftest import build, training_rows
+from tests.agent.conftest import FEATURES, build, training_rows
 
 from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.codes import CODES, SettingsError
@@ -514,3 +514,14 @@ def test_whatever_a_frame_holds_there_is_one_answer_with_a_known_code(body: byte
         assert said.get("code") != "serving.runtime"
     else:
         reply.close()  # type: ignore[attr-defined]  # a coroutine: it would go to a worker
+
+
+def test_records_by_feature_name_are_answered_like_rows(served: Served) -> None:
+    row, caller = training_rows(1), served.caller()
+    record = dict(zip(FEATURES, row[0].tolist(), strict=True))
+    by_name, by_number = caller.ask(records=[record], id="a"), caller.ask(x=row[0].tolist(), id="a")
+
+    assert np.array_equal(numbers(by_name), numbers(by_number))
+    assert caller.ask(records=[{**record, "rpm": 1}])["code"] == "serving.input"
+    assert caller.ask(records=[])["code"] == "serving.input"
+    assert caller.ask(records=5)["code"] == "serving.malformed"

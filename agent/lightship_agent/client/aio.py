@@ -1,0 +1,175 @@
+"""Client: asking from a coroutine; as `sync`, with `await` in front."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from lightship_agent.contract.codes import LightshipError, LinkError
+
+from .answers import FORGETTING, Answer, Ask, FrameWire, Got, HttpWire, Known, Wire, only_one, parse_address, pause
+
+if TYPE_CHECKING:
+    import httpx
+
+_LENGTH: Final = struct.Struct("<I")
+
+
+class _Transport(Protocol):
+    async def send(self, ask: Ask, seconds: float) -> Got:
+        """Raises LinkError: link.unreachable, link.slow."""
+
+    async def close(self) -> None:
+        """Give the connection back."""
+
+
+class AsyncClient:
+    """An agent, as seen from a coroutine; arguments and errors are those of `Client`."""
+
+    def __init__(self, address: str, *, model: str | None = None, timeout: float = 10.0, retries: int = 2) -> None:
+        """Nothing is connected yet.
+
+        Raises:
+            LinkError: link.unreachable for an address that can't be one.
+        """
+        kind, where = parse_address(address)
+        self._wire: Wire = FrameWire() if kind == "frames" else HttpWire()
+        self._transport: _Transport = _Frames(where) if kind == "frames" else _Http(kind, where)
+        self._model = model
+        self._found: Known | None = None  # until something says that another model is served by now
+        self._timeout, self._retries = timeout, retries
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        await self._transport.close()
+
+    async def predict(self, rows: Any, *, id: str = "") -> Answer:  # noqa: A002 - the protocol's name for it
+        """As `Client.predict`.
+
+        Raises:
+            ServingError: what the agent refused with.
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        return cast("Answer", await self._ask(lambda known: self._wire.predict(rows, known, id)))
+
+    async def feedback(self, prediction_id: str, label: str | float) -> bool:
+        """As `Client.feedback`.
+
+        Raises:
+            ServingError: serving.unknown-prediction, serving.input.
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        return bool(await self._ask(lambda known: self._wire.feedback(prediction_id, label, known)))
+
+    async def ready(self) -> bool:
+        """Whether the agent answers and serves the model; asked once, without retries."""
+        try:
+            return bool(await self._call(self._wire.ready(self._model), time.monotonic() + self._timeout, 0))
+        except LightshipError:
+            return False
+
+    async def _ask(self, make: Callable[[Known], Ask]) -> Any:
+        ends = time.monotonic() + self._timeout
+        return await self._call(make(await self._know(ends)), ends, self._retries)
+
+    async def _know(self, ends: float) -> Known:
+        """Which model, and its input, where the protocol wants to hear them."""
+        if not isinstance(self._wire, HttpWire):
+            return Known(self._model)
+        if self._found is None:
+            name = self._model or only_one(await self._call(self._wire.models(), ends, self._retries))
+            self._found = Known(name, await self._call(self._wire.tensor(name), ends, self._retries))
+        return self._found
+
+    async def _call(self, ask: Ask, ends: float, retries: int) -> Any:
+        attempt = 0
+        while True:
+            got: Got | None = None
+            try:
+                got = await self._transport.send(ask, max(0.0, ends - time.monotonic()))
+                return ask.read(got)
+            except LightshipError as e:
+                if e.code in FORGETTING:
+                    self._found = None
+                seconds = pause(e, got, attempt)
+                if seconds is None or attempt >= retries or time.monotonic() + seconds >= ends:
+                    raise
+            await asyncio.sleep(seconds)
+            attempt += 1
+
+
+class _Http:
+    def __init__(self, kind: str, where: str) -> None:
+        import httpx
+
+        transport = httpx.AsyncHTTPTransport(uds=where) if kind == "unix" else None
+        base = "http://agent" if kind == "unix" else where
+        self._client: httpx.AsyncClient = httpx.AsyncClient(base_url=base, transport=transport)
+
+    async def send(self, ask: Ask, seconds: float) -> Got:
+        import httpx
+
+        try:
+            reply = await self._client.request(
+                ask.method, ask.path, content=ask.body, headers=list(ask.headers), timeout=max(0.001, seconds)
+            )
+        except httpx.TimeoutException as e:
+            raise LinkError("link.slow", f"The agent did not answer within {seconds:.3g} s.") from e
+        except httpx.HTTPError as e:
+            raise LinkError("link.unreachable", f"The agent can't be reached: {e}.") from e
+        return Got(reply.content, reply.status_code, reply.headers)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class _Frames:
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = asyncio.Lock()
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, ask: Ask, seconds: float) -> Got:
+        try:
+            async with asyncio.timeout(max(0.001, seconds)), self._lock:
+                try:
+                    return Got(await self._exchange(ask.body))
+                except BaseException:
+                    # What was half said or half heard would be taken for the next answer.
+                    await self._drop()
+                    raise
+        except TimeoutError as e:
+            raise LinkError("link.slow", f"The agent did not answer within {seconds:.3g} s.") from e
+        except (OSError, asyncio.IncompleteReadError) as e:
+            raise LinkError("link.unreachable", f"The agent can't be reached: {e}.") from e
+
+    async def _exchange(self, body: bytes) -> bytes:
+        if self._streams is None:
+            self._streams = await asyncio.open_unix_connection(self._path)
+        reader, writer = self._streams
+        writer.write(_LENGTH.pack(len(body)) + body)
+        await writer.drain()
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        return await reader.readexactly(length)
+
+    async def _drop(self) -> None:
+        if self._streams is not None:
+            writer = self._streams[1]
+            self._streams = None
+            writer.close()
+
+    async def close(self) -> None:
+        async with self._lock:
+            await self._drop()

@@ -1,0 +1,197 @@
+"""Client: asking from a thread."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from lightship_agent.contract.codes import LightshipError, LinkError
+
+from .answers import FORGETTING, Answer, Ask, FrameWire, Got, HttpWire, Known, Wire, only_one, parse_address, pause
+
+if TYPE_CHECKING:
+    import httpx
+
+_LENGTH: Final = struct.Struct("<I")
+
+
+class _Transport(Protocol):
+    def send(self, ask: Ask, seconds: float) -> Got:
+        """Raises LinkError: link.unreachable, link.slow."""
+
+    def close(self) -> None:
+        """Give the connection back."""
+
+
+class Client:
+    """An agent, as seen from a program; safe to use from several threads, which take turns over frames.
+
+    Args:
+        address: `http://host:port`, `unix:/path` or `frames:/path`.
+        model: which model; the only one that is served when None.
+        timeout: seconds for a whole call.
+        retries: how often a call is repeated while the agent is overloaded, has no model yet or can't be reached.
+    """
+
+    def __init__(self, address: str, *, model: str | None = None, timeout: float = 10.0, retries: int = 2) -> None:
+        """Nothing is connected yet.
+
+        Raises:
+            LinkError: link.unreachable for an address that can't be one.
+        """
+        kind, where = parse_address(address)
+        self._wire: Wire = FrameWire() if kind == "frames" else HttpWire()
+        self._transport: _Transport = _Frames(where) if kind == "frames" else _Http(kind, where)
+        self._model = model
+        self._found: Known | None = None  # until something says that another model is served by now
+        self._timeout, self._retries = timeout, retries
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._transport.close()
+
+    def predict(self, rows: Any, *, id: str = "") -> Answer:  # noqa: A002 - the protocol's name for it
+        """What the model says about `rows`: numbers `[n, features]` or `[features]`, or records by feature name.
+
+        Raises:
+            ServingError: what the agent refused with.
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        answer = self._ask(lambda known: self._wire.predict(rows, known, id))
+        return cast("Answer", answer)
+
+    def feedback(self, prediction_id: str, label: str | float) -> bool:
+        """Tell what a prediction should have been; False when that was told before.
+
+        Raises:
+            ServingError: serving.unknown-prediction, serving.input.
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        return bool(self._ask(lambda known: self._wire.feedback(prediction_id, label, known)))
+
+    def ready(self) -> bool:
+        """Whether the agent answers and serves the model; asked once, without retries."""
+        try:
+            return bool(self._call(self._wire.ready(self._model), time.monotonic() + self._timeout, 0))
+        except LightshipError:
+            return False
+
+    def _ask(self, make: Callable[[Known], Ask]) -> Any:
+        ends = time.monotonic() + self._timeout
+        return self._call(make(self._know(ends)), ends, self._retries)
+
+    def _know(self, ends: float) -> Known:
+        """Which model, and its input, where the protocol wants to hear them."""
+        if not isinstance(self._wire, HttpWire):
+            return Known(self._model)
+        if self._found is None:
+            name = self._model or only_one(self._call(self._wire.models(), ends, self._retries))
+            self._found = Known(name, self._call(self._wire.tensor(name), ends, self._retries))
+        return self._found
+
+    def _call(self, ask: Ask, ends: float, retries: int) -> Any:
+        attempt = 0
+        while True:
+            got: Got | None = None
+            try:
+                got = self._transport.send(ask, max(0.0, ends - time.monotonic()))
+                return ask.read(got)
+            except LightshipError as e:
+                if e.code in FORGETTING:
+                    self._found = None
+                seconds = pause(e, got, attempt)
+                if seconds is None or attempt >= retries or time.monotonic() + seconds >= ends:
+                    raise
+            time.sleep(seconds)
+            attempt += 1
+
+
+class _Http:
+    def __init__(self, kind: str, where: str) -> None:
+        import httpx
+
+        transport = httpx.HTTPTransport(uds=where) if kind == "unix" else None
+        base = "http://agent" if kind == "unix" else where
+        self._client: httpx.Client = httpx.Client(base_url=base, transport=transport)
+
+    def send(self, ask: Ask, seconds: float) -> Got:
+        import httpx
+
+        try:
+            reply = self._client.request(
+                ask.method, ask.path, content=ask.body, headers=list(ask.headers), timeout=max(0.001, seconds)
+            )
+        except httpx.TimeoutException as e:
+            raise LinkError("link.slow", f"The agent did not answer within {seconds:.3g} s.") from e
+        except httpx.HTTPError as e:
+            raise LinkError("link.unreachable", f"The agent can't be reached: {e}.") from e
+        return Got(reply.content, reply.status_code, reply.headers)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _Frames:
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def send(self, ask: Ask, seconds: float) -> Got:
+        with self._lock:
+            try:
+                return Got(self._exchange(ask.body, time.monotonic() + max(0.001, seconds)))
+            except BaseException as e:
+                # What was half said or half heard would be taken for the next answer.
+                self._drop()
+                if isinstance(e, TimeoutError):
+                    raise LinkError("link.slow", f"The agent did not answer within {seconds:.3g} s.") from e
+                if isinstance(e, OSError):
+                    raise LinkError("link.unreachable", f"The agent can't be reached: {e}.") from e
+                raise
+
+    def _exchange(self, body: bytes, ends: float) -> bytes:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._patient(ends).connect(self._path)
+        self._patient(ends).sendall(_LENGTH.pack(len(body)) + body)
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size, ends))
+        return self._read(length, ends)
+
+    def _patient(self, ends: float) -> socket.socket:
+        assert self._socket is not None
+        left = ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+        return self._socket
+
+    def _read(self, size: int, ends: float) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            part = self._patient(ends).recv(min(size, 1 << 16))
+            if not part:
+                raise ConnectionError("it closed the connection")
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
