@@ -15,6 +15,7 @@ from lightship.data.dataset import Dataset, from_arrays
 from lightship.home import Home
 from lightship.monitoring import retrain
 from lightship.monitoring.retrain import LOST_AFTER_MS, RetrainRunner, feedback_dataset, run_proposal
+from lightship.registry import pipeline
 from lightship.storage.audit import now_ms
 from lightship.storage.models import AuditEvent, FeedbackRow, ModelVersion, RetrainProposal, RolloutRow, Run
 from lightship_agent.contract.codes import DataError, LightshipError, RegistryError
@@ -149,6 +150,25 @@ def test_a_step_that_fails_is_written_to_the_proposal(champion: Home) -> None:
     assert proposal(champion, which).status == "failed"
     assert proposal(champion, which).detail.startswith("data.empty")
     assert events(champion, which) == [("retrain.begin", "user:ann"), ("retrain.failed", "user:ann")]
+
+
+def test_a_challenger_whose_release_people_sign_is_registered_and_named(
+    champion: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = propose(champion)
+    feedback(champion, 20)
+    trained = register(champion, 2, released=False)
+    with champion.database.write() as session:
+        run = session.get_one(Run, session.get_one(ModelVersion, ("pump", 1)).run_id)
+        run.recipe = {"estimator": "logistic-regression"}
+    monkeypatch.setattr(pipeline, "train_version", lambda *_, **__: trained)
+    (champion.keys.folder / "releases.pem").unlink()
+
+    done = run_proposal(champion, which)
+
+    assert (done.status, done.version) == ("failed", 2)
+    assert "`lightship release pump@2`" in done.detail
+    assert [r.path for r in champion.releases.released()] == ["bundles/pump/1.tar"]
 
 
 @pytest.mark.parametrize("status", ["released", "failed", "refused", "dismissed"])
