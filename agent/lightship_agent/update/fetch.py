@@ -72,7 +72,9 @@ def fetch(store: BundleStore, source: Source, target: Target, ways: Ways, allowe
     if store.holds(target.sha256):
         return
     allowed()
-    store.make_room(target.length + ways.transport.length, ways.keep)
+    # What has come already takes its room now, and must not be asked for twice.
+    to_come = max(0, ways.transport.length - store.come_of(target.sha256))
+    store.make_room(target.length + to_come, ways.keep)
     fail_point("fetching")
     data = _patched(store, source, target, ways) or _whole(store, source, target, ways.transport)
     try:

@@ -6,7 +6,9 @@
 Rules:
 * who may write into the state directory may order; there is no other way in, and no port;
 * only the agent acts on its state: a command leaves an order, and the agent takes it, now or when it is next started;
-* an order is removed once it was carried out, and one that nobody knows is removed with a word in the log.
+* an order is removed once it was carried out; whether it was, a cut leaves no doubt about: to go back twice is to be
+  where one was;
+* one that nobody knows is removed with a word in the log.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from lightship_agent.contract.codes import StorageError
 from lightship_agent.files import storage_error, write_durably
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,10 @@ def prepare(state_dir: Path) -> None:
     """Make the folder, so that it is ours, whoever leaves something there later."""
     try:
         (state_dir / FOLDER).mkdir(mode=0o700, exist_ok=True)
+        for verb in VERBS:
+            path = state_dir / FOLDER / verb
+            if not path.exists():  # it was carried out, and a cut kept its note
+                _note(path).unlink(missing_ok=True)
     except OSError as e:  # without it nobody can order anything; the rest goes on
         log.warning("orders: %s", e)
 
@@ -90,6 +97,22 @@ def waiting(state_dir: Path) -> list[Order]:
     return found
 
 
+def begun(order: Order, at: str) -> str:
+    """Note durably that the order is begun while `at` runs; what ran when it was begun first, if a cut came between.
+
+    Raises:
+        StorageError: storage.full, storage.unwritable.
+    """
+    note = _note(order.path)
+    try:
+        return note.read_text()
+    except FileNotFoundError:
+        write_durably(note, at.encode())
+        return at
+    except (OSError, UnicodeDecodeError) as e:
+        raise StorageError("storage.unwritable", f"{note} can't be read: {e}.") from e
+
+
 def done(order: Order) -> None:
     """The order was carried out.
 
@@ -98,5 +121,10 @@ def done(order: Order) -> None:
     """
     try:
         order.path.unlink(missing_ok=True)
+        _note(order.path).unlink(missing_ok=True)
     except OSError as e:
         raise storage_error(e, order.path) from e
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}.begun")

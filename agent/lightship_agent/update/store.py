@@ -62,6 +62,14 @@ class BundleStore:
         """Where the download that makes the bundle of that digest is kept until it is whole."""
         return self.staging / f"{digest}.{kind + '.' if kind else ''}part"
 
+    def come_of(self, digest: str) -> int:
+        """Bytes that the downloads of that bundle take."""
+        sizes = 0
+        for path in self.staging.glob(f"{digest}.*"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes += path.stat().st_size
+        return sizes
+
     def forget_parts(self, digest: str) -> None:
         """Remove the downloads of that bundle."""
         for path in self.staging.glob(f"{digest}.*"):

@@ -194,7 +194,9 @@ class Updater:
         for order in orders.waiting(self._dir):
             log.info("order: %s %s", order.verb, order.reason)
             if order.verb == "go-back":
-                self._apply(m.WentBack(order.reason or "No reason was given."))
+                here = self.state.current.sha256 if self.state.current is not None else ""
+                if orders.begun(order, here) == here:
+                    self._apply(m.WentBack(order.reason or "No reason was given."))
             else:
                 self._apply(m.PenaltyCleared())
             self._etag_until = 0.0
@@ -273,6 +275,7 @@ class Updater:
 
     def _take(self, reply: CheckReply, target: m.Target, delivery: Delivery) -> None:
         self._deferral = None
+        self._etag_until = 0.0  # of what is settled, nobody knows whether it still is
         self._steps.delivery = delivery
         try:
             self._apply(m.Assigned(target))

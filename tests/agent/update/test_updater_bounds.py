@@ -16,7 +16,7 @@ from tuf.api.metadata import TargetFile, Targets
 from lightship.fleet import director
 from lightship.release.repository import RELEASES
 from lightship.storage.models import ModelVersion
-from lightship_agent.contract.codes import UpdateError
+from lightship_agent.contract.codes import MediaError, UpdateError
 from lightship_agent.contract.transport import delta_path, make_patch
 from lightship_agent.link.client import Desired
 from lightship_agent.update import machine as m
@@ -24,6 +24,8 @@ from lightship_agent.update import orders
 from lightship_agent.update.check import CheckReply, CheckRequest, check
 from lightship_agent.update.gate import Gate, Rules
 from lightship_agent.update.rate import TokenBucket
+from lightship_agent.update.released import ReleasedFile
+from lightship_agent.update.steps import Delivery
 from lightship_agent.update.store import BundleStore, StateFile
 from lightship_agent.update.updater import VERIFY_EVERY, Bounds
 from lightship_agent.update.windows import parse_windows
@@ -94,6 +96,31 @@ def test_what_waits_is_said_once_and_costs_no_further_check(field: Field, site: 
 
     assert len(device.host.steps) == said
     assert len(field.server.asked("/metadata/")) == asked
+
+
+def test_a_carried_file_that_came_to_nothing_does_not_hide_what_waits_for_its_hour(
+    field: Field, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, first = committed(field, bounds=site.bounds(download_window=parse_windows("22:00-06:00")))
+    second = field.release(2, flip=True)
+    field.assign("press-1", second)
+    replies: list[CheckReply] = []
+    checked = device.updater._check
+    monkeypatch.setattr(device.updater, "_check", lambda request: replies.append(checked(request)) or replies[-1])
+    waits(device, first, "closed until")
+
+    class PulledOut:
+        def read(self, file: ReleasedFile, part: Path) -> bytes:
+            raise MediaError("media.truncated", f"{file.path}, {part}: the stick is gone.")
+
+    (reply,) = replies
+    delivery = Delivery(PulledOut(), device.updater._ways(reply), gated=False)
+    device.updater._take(reply, m.Target.of(reply.assignment, offline=True), delivery)
+    assert device.host.serving == first.digest
+
+    site.hour = 23
+    device.look()
+    assert device.host.serving == second.digest
 
 
 def test_outside_its_install_window_a_bundle_is_downloaded_and_waits_in_the_store(field: Field, site: Site) -> None:
@@ -242,6 +269,22 @@ def test_a_bundle_beyond_the_quota_is_refused_before_a_byte_of_it_comes(field: F
 
     assert downloads(field) == []
     assert device.updater.store.holds(first.digest)
+
+
+def test_what_has_come_of_a_bundle_is_not_asked_room_for_again(field: Field) -> None:
+    """Else a link that dies on the way to a bundle that just fits would end its updates for good."""
+    second = field.release(2, flip=True)
+    (released,) = (r for r in field.home.releases.released() if r.sha256 == second.digest)
+    (packed,) = field.home.releases.targets.rglob("*2.tar.zst")
+    device, _ = committed(
+        field, bounds=Bounds(store_bytes=len(build(1)) + released.length + released.transport_length + 100)
+    )
+    device.updater.store.part(second.digest).write_bytes(packed.read_bytes()[:-10])
+    field.assign("press-1", second)
+
+    device.look()
+
+    assert device.host.serving == second.digest
 
 
 def test_garbage_is_removed_for_room_and_never_what_runs_or_ran_before(field: Field) -> None:
@@ -415,6 +458,54 @@ def test_somebody_at_the_device_goes_back_at_once_and_what_he_left_waits(field: 
     field.assign("press-1", third)
     device.look()
     assert device.host.serving == third.digest
+
+
+def test_an_order_to_go_back_that_a_cut_left_behind_is_not_carried_out_a_second_time(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going back twice is being where one was."""
+    device, first = committed(field)
+    field.assign("press-1", field.release(2, flip=True))
+    device.look()
+    order = orders.leave(device.folder, "go-back", "it reads every 7 as a 1")
+    with monkeypatch.context() as cut:
+        cut.setattr(orders, "done", lambda _order: None)
+        device.updater._look_at_orders()
+    assert order.exists()
+
+    again = field.boot(device.identity)
+    again.updater._look_at_orders()
+
+    assert again.host.serving == first.digest
+    assert [p.name for p in order.parent.iterdir()] == []
+
+
+def test_an_order_to_go_back_that_was_cut_before_anything_came_of_it_is_carried_out(field: Field) -> None:
+    device, first = committed(field)
+    second = field.release(2, flip=True)
+    field.assign("press-1", second)
+    device.look()
+    orders.leave(device.folder, "go-back", "it reads every 7 as a 1")
+    orders.begun(orders.waiting(device.folder)[0], second.digest)
+
+    again = field.boot(device.identity)
+    again.updater._look_at_orders()
+
+    assert again.host.serving == first.digest
+    assert orders.waiting(device.folder) == []
+
+
+def test_the_note_of_an_order_that_was_carried_out_does_not_stand_in_the_way_of_the_next(field: Field) -> None:
+    device, first = committed(field)
+    field.assign("press-1", field.release(2, flip=True))
+    device.look()
+    (device.folder / "orders" / ".go-back.begun").write_text("0" * 64)
+
+    again = field.boot(device.identity)
+    orders.leave(device.folder, "go-back", "")
+    again.updater._look_at_orders()
+
+    assert again.host.serving == first.digest
 
 
 def test_without_a_version_before_it_nothing_is_gone_back_to(field: Field) -> None:
