@@ -35,6 +35,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._queue: deque[bytes] = deque()
+        self._queued = 0  # bytes in it
         self._rest = bytearray()  # of a frame that is not whole
         self._wanted = LENGTH.size  # bytes of it before it is worth looking again
         self._out: list[bytes] = []
@@ -73,6 +74,8 @@ class FrameConnection(asyncio.BufferedProtocol):
         self._admitted = False
         self._forget_rest()
         self._closing = True
+        self._server.buffered -= self._queued
+        self._queued = 0
         self._queue.clear()
         if self._task is not None:
             self._task.cancel()
@@ -90,7 +93,7 @@ class FrameConnection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """It does again."""
         self._paused = False
-        if len(self._queue) < self._limits.pipelined and not self._closing:
+        if not self._is_full and not self._closing:
             self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - what fits in is what is read
@@ -106,12 +109,12 @@ class FrameConnection(asyncio.BufferedProtocol):
             frame = bytes(_VIEW[LENGTH.size : nbytes])
             if not self._unanswered and len(self._server.connections) == 1 and self._answer_alone(frame):
                 return
-            self._queue.append(frame)
+            self._queue_up(frame)
         else:
             self._take(bytes(_VIEW[:nbytes]))
         self._go_on()
         self._write_out()
-        if len(self._queue) >= self._limits.pipelined:
+        if self._is_full:
             self._transport.pause_reading()
 
     # Frames ---------------------------------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ class FrameConnection(asyncio.BufferedProtocol):
             if len(rest) < end:
                 self._wanted = LENGTH.size + size
                 break
-            self._queue.append(bytes(rest[at + LENGTH.size : end]))
+            self._queue_up(bytes(rest[at + LENGTH.size : end]))
             self._wanted = LENGTH.size
             self._since = self._loop.time()
             at = end
@@ -145,6 +148,21 @@ class FrameConnection(asyncio.BufferedProtocol):
             self._refusal = ServingError("serving.overloaded", "Too many large frames are arriving at once.")
             self._forget_rest()
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._queue) >= self._limits.pipelined or self._queued >= self._limits.waiting_bytes
+
+    def _queue_up(self, frame: bytes) -> None:
+        self._queue.append(frame)
+        self._queued += len(frame)
+        self._server.buffered += len(frame)
+
+    def _next(self) -> bytes:
+        frame = self._queue.popleft()
+        self._queued -= len(frame)
+        self._server.buffered -= len(frame)
+        return frame
+
     def _forget_rest(self) -> None:
         self._server.buffered -= len(self._rest)
         self._rest = bytearray()
@@ -155,7 +173,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         """Begin what waits, until something takes time."""
         server, queue = self._server, self._queue
         while queue and not self._unanswered and not self._closing:
-            frame = queue.popleft()
+            frame = self._next()
             hot = server.face.hot(frame)
             if hot is not None:
                 self._answer_hot(hot[0], [hot[1], *self._more_for(hot[0])])
@@ -186,7 +204,7 @@ class FrameConnection(asyncio.BufferedProtocol):
             if hot is None or hot[0] is not model:
                 break
             more.append(hot[1])
-            self._queue.popleft()
+            self._next()
         return more
 
     def _answer_hot(self, model: Any, asked: list[Any]) -> None:
@@ -220,7 +238,7 @@ class FrameConnection(asyncio.BufferedProtocol):
             return
         self._go_on()
         self._write_out()
-        if not self._paused and not self._closing and len(self._queue) < self._limits.pipelined:
+        if not self._paused and not self._closing and not self._is_full:
             self._transport.resume_reading()
 
     def _write_out(self) -> None:

@@ -33,6 +33,8 @@ _REASONS: Final = {
     503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
 _JSON_HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+#: What a request that waits takes beside its head and body, in bytes.
+_OVERHEAD: Final = 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -43,8 +45,9 @@ class Limits:
     head_bytes: int = 32 * 1024
     fields: int = 100
     body_bytes: int = 16 * 1024 * 1024
-    buffered_bytes: int = 64 * 1024 * 1024  # of all bodies that are arriving at once
+    buffered_bytes: int = 64 * 1024 * 1024  # of all bodies that are arriving, and all requests that wait their turn
     pipelined: int = 64  # requests that wait on one connection
+    waiting_bytes: int = 1024 * 1024  # of them; beyond either, nothing more is read from it
     connections: int = 512
     head_seconds: float = 10.0
     body_seconds: float = 30.0
@@ -128,7 +131,7 @@ class Server(Generic[F]):
         self.limits = limits or Limits()
         self.connections: set[Client] = set()
         self.admitted = 0  # clients that are served, and not told that there is no room
-        self.buffered = 0  # bytes of bodies that are arriving
+        self.buffered = 0  # bytes of bodies that are arriving, and of requests that wait their turn
         self.draining = False
         self._empty: asyncio.Event | None = None
         self._waiting: list[tuple[Client, Any, Any]] = []
@@ -183,9 +186,10 @@ class Server(Generic[F]):
         for group in groups.values():
             try:
                 bodies = self.face.answer_hot(group[0][1], [asked for _, _, asked in group])
-            except ServingError as e:
+            except Exception as e:  # noqa: BLE001 - whoever is not answered here would wait for ever
+                error = e if isinstance(e, ServingError) else _unforeseen(e)
                 for connection, _, _ in group:
-                    connection.finish(self.face.refuse(e))
+                    connection.finish(self.face.refuse(error))
                 continue
             for (connection, _, _), body in zip(group, bodies, strict=True):
                 connection.finish_hot(body)
@@ -209,7 +213,8 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self._queue: deque[Request] = deque()
+        self._queue: deque[tuple[Request, int]] = deque()  # with the bytes that each takes
+        self._queued = 0  # bytes of them together
         self._out: list[bytes] = []
         self._feeding = False  # inside data_received: answers are collected
         self._busy = False  # an answer is being made
@@ -255,7 +260,7 @@ class Connection(asyncio.Protocol):
         self._server.buffered -= self._size
         self._size = 0
         self._closing = True
-        self._queue.clear()
+        self._forget_queue()
         if self._task is not None:
             self._task.cancel()
 
@@ -274,7 +279,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It does again."""
         self._paused = False
-        if len(self._queue) < self._limits.pipelined:
+        if not self._is_full:
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
@@ -307,7 +312,7 @@ class Connection(asyncio.Protocol):
         self._write_out()
         if self._refusal is not None and not self._busy and not self._queue:
             self._give_up(self._refusal)
-        elif len(self._queue) >= self._limits.pipelined:
+        elif self._is_full:
             self._transport.pause_reading()
 
     # What the parser tells us ---------------------------------------------------------------------------------------
@@ -358,17 +363,41 @@ class Connection(asyncio.Protocol):
         """A request is whole: answer it, or keep it until the ones before it are answered."""
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._server.buffered -= self._size
-        self._size = 0
+        size, self._size = self._size, 0
+        self._server.buffered -= size
         self._reading = False
         keep_alive = self._parser.should_keep_alive()
         if b"connection" in self._headers and self._parser.get_http_version() != "1.1":
             keep_alive = False  # HTTP/1.0 would want to be told that it may stay
         request = Request(self._parser.get_method(), self._url, self._headers, body, keep_alive)
         if self._busy or self._queue:
-            self._queue.append(request)
+            self._queue_up(request, size + self._head + _OVERHEAD)
         else:
             self._begin(request)
+
+    # What waits its turn --------------------------------------------------------------------------------------------
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._queue) >= self._limits.pipelined or self._queued >= self._limits.waiting_bytes
+
+    def _queue_up(self, request: Request, size: int) -> None:
+        self._queue.append((request, size))
+        self._queued += size
+        self._server.buffered += size
+        if self._server.buffered > self._limits.buffered_bytes:
+            self._refuse(ServingError("serving.overloaded", "Too many requests wait to be answered."))
+
+    def _next(self) -> Request:
+        request, size = self._queue.popleft()
+        self._queued -= size
+        self._server.buffered -= size
+        return request
+
+    def _forget_queue(self) -> None:
+        self._server.buffered -= self._queued
+        self._queued = 0
+        self._queue.clear()
 
     # Answering ------------------------------------------------------------------------------------------------------
 
@@ -414,20 +443,20 @@ class Connection(asyncio.Protocol):
         was_feeding, self._feeding = self._feeding, True
         self._sent(data)
         while self._queue and not self._busy and not self._closing:
-            self._begin(self._queue.popleft())
+            self._begin(self._next())
         self._feeding = was_feeding
         if not was_feeding:
             self._write_out()
             if self._refusal is not None and not self._busy and not self._queue:
                 self._give_up(self._refusal)
-            elif not self._paused and not self._closing:
+            elif not self._paused and not self._closing and not self._is_full:
                 self._transport.resume_reading()
 
     def _sent(self, data: bytes) -> None:
         self._answer_bytes(data)
         self._since = self._loop.time()
         if not self._keep_alive or self._server.draining:
-            self._queue.clear()
+            self._forget_queue()
             self._refusal = None
             self._flush_and_close()
 
@@ -536,6 +565,11 @@ async def turns(count: int) -> None:
     """Let the loop run what it has, so many times."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def _unforeseen(e: Exception) -> ServingError:
+    _LOG.error("Requests failed in a way nobody foresaw.", exc_info=e)
+    return ServingError("serving.runtime", "The agent failed to answer; its log says more.")
 
 
 def _bytes(reply: Reply, keep_alive: bool) -> bytes:
