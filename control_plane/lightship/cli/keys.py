@@ -56,7 +56,7 @@ def create(name: Path, passphrase_file: Path | None, as_json: bool) -> None:
     say(
         f"Made {path} ({'sealed with the passphrase' if passphrase else 'NOT sealed: keep it on a medium of its own'})."
     )
-    say(f"Carry {name}.pub.json to the ceremony. Its key id begins with {key.keyid[:8]}.")
+    say(f"Carry {name}.pub.json to the ceremony. Its key id begins with {key.keyid[:8]}; all of it: {key.keyid}")
 
 
 @keys.command("add-uri")
@@ -77,7 +77,7 @@ def add_uri(uri: str, name: Path, pin_file: Path | None, passphrase_file: Path |
     if as_json:
         emit({"keyid": key.keyid, "uri": exact, "file": str(path)})
     else:
-        say(f"Made {path} for {exact}. Its key id begins with {key.keyid[:8]}.")
+        say(f"Made {path} for {exact}. Its key id begins with {key.keyid[:8]}; all of it: {key.keyid}")
 
 
 @keys.command()

@@ -6,6 +6,7 @@ Rules:
 * the file is foreign to everyone who reads it: bounded, typed, and nothing in it is believed but signatures;
 * what a signer is shown is computed from the very bytes that are signed; the fingerprint is of those bytes, so that
   two signers who read it to each other know that they sign the same;
+* what it says was in force must be signed by the keys it names: nobody else can bend it so that theirs look known;
 * a key signs only the documents it has a say in; copies that were signed apart can be laid together;
 * nothing is in force before `finish`, which judges by what the server holds, not by what the file says was there.
 """
@@ -27,13 +28,15 @@ from lightship_agent.contract.codes import ReleaseError
 from lightship_agent.contract.wire import canonical_json, sha256_hex
 from lightship_agent.files import write_durably
 
-from .changes import Documents, Need, check_follows, check_list, check_roles
+from .changes import Documents, Need, check_follows, check_list, check_roles, check_signed
 from .keys import OFFLINE_ROLES, ROLES
 from .signing import sign_with, signed_by
 
 #: A release list of ten thousand bundles is about 4 MB, and a file holds two.
 MAX_FILE: Final = 32 << 20
 SUFFIX: Final = ".ceremony.json"
+#: Of a key's id, to whoever decides by it: a key that has the first eight in common with another takes a day to find.
+SHOWN: Final = 16
 
 
 class _Set(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -133,6 +136,7 @@ def decode(data: bytes) -> Ceremony:
         raise ReleaseError("release.ceremony", "The ceremony file does not hold the release list in force.")
     if before.root is not None:
         check_roles(before)
+        check_signed(before)
     check_follows(after, before)
     check_roles(after.over(before))
     check_list(after.releases)
@@ -233,8 +237,8 @@ def _describe_role(role: str, before: Documents, after: Documents) -> Iterator[s
     now = after.role_keys(role)
     then = before.role_keys(role) if before.root is not None else None
     known = then.keyids if then is not None else frozenset()
-    keys = ", ".join(f"{k[:8]}{'' if k in known else ' NEW'}" for k in sorted(now.keyids))
-    gone = "".join(f"; {k[:8]} GONE" for k in sorted(known - now.keyids))
+    keys = ", ".join(f"{k[:SHOWN]}{'' if k in known else ' NEW'}" for k in sorted(now.keyids))
+    gone = "".join(f"; {k[:SHOWN]} GONE" for k in sorted(known - now.keyids))
     was = f" (was {then.threshold})" if then is not None and then.threshold != now.threshold else ""
     yield f"  {role}: {now.threshold}{was} of {len(now.keyids)}: {keys}{gone}"
 

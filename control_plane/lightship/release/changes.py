@@ -271,6 +271,21 @@ def check_roles(documents: Documents) -> None:
             raise ReleaseError("release.ceremony", message)
 
 
+def check_signed(documents: Documents) -> None:
+    """Whether documents that are said to be in force could be: signed by the keys that they name themselves.
+
+    Raises:
+        ReleaseError: release.ceremony.
+    """
+    root, targets, releases = documents.root, documents.targets, documents.releases
+    assert root is not None
+    assert targets is not None
+    for delegator, role, document in ((root, "root", root), (root, "targets", targets), (targets, RELEASES, releases)):
+        if document is not None and not verifies(delegator.signed, role, document):
+            message = f"The {role} that is said to be in force is not signed by the keys of {role}."
+            raise ReleaseError("release.ceremony", message, remedy="Sign nothing of this, and find out who made it.")
+
+
 def check_list(releases: Metadata[Targets] | None) -> None:
     """Whether a release list holds what ours hold, under names that can be shown.
 

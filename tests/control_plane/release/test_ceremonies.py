@@ -184,7 +184,7 @@ def test_what_is_shown_is_what_would_change(office: Home, people: People) -> Non
     released(office, people, 1)
     wanted = {"root": people.keys(("alice", "bob", "dave"), 3), "releases": people.keys(("builder",), 1)}
     lines = ceremony.describe(ceremonies.begin(office, "x", wanted, actor=ACTOR))
-    ids = {name: people.public(name).keyid[:8] for name in (*ROOT, "dave", *RELEASERS)}
+    ids = {name: people.public(name).keyid[:16] for name in (*ROOT, "dave", *RELEASERS)}
     (root,) = (line for line in lines if line.startswith("  root:"))
     assert "3 (was 2) of 3" in root
     assert f"{ids['dave']} NEW" in root
@@ -205,6 +205,25 @@ def test_the_fingerprint_is_of_what_is_signed_and_of_nothing_else(office: Home, 
     assert begun.after.root is not None
     begun.after.root.signed.expires += timedelta(seconds=1)
     assert begun.fingerprint != retold.fingerprint or retold.after is begun.after
+
+
+@pytest.mark.parametrize("role", OFFLINE_ROLES)
+def test_a_file_that_says_a_stranger_had_a_say_before_is_refused_before_anybody_signs(
+    office: Home, people: People, role: str
+) -> None:
+    """Else the stranger's key would be shown as if it had always been there."""
+    wanted = {role: people.keys(("alice", "bob", "mallory"), 2)}
+    begun = ceremonies.begin(office, "Renew", wanted, renew=OFFLINE_ROLES, actor=ACTOR)
+    assert any("NEW" in line for line in ceremony.describe(begun))
+    plain = json.loads(ceremony.encode(begun))
+    before, after = plain["before"], plain["after"]
+    for document in ("root", "targets", "releases"):
+        version = before[document]["signed"]["version"]
+        before[document]["signed"] = {**after[document]["signed"], "version": version}
+    with pytest.raises(ReleaseError, match="said to be in force") as e:
+        ceremony.decode(json.dumps(plain).encode())
+    assert e.value.code == "release.ceremony"
+    assert ceremony.decode(ceremony.encode(begun)).fingerprint == begun.fingerprint
 
 
 def twisted(begun: Ceremony, twist: Callable[[Any], None]) -> bytes:
