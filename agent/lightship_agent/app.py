@@ -42,6 +42,7 @@ from .serving.dataplane import DataPlane
 from .serving.frames import FrameFace
 from .serving.http import create_app
 from .serving.metrics import Sample, health_samples, plane_samples, render
+from .serving.mqtt import MqttFace, load_bindings
 from .serving.server import HttpServer
 from .settings import Settings
 from .update import machine
@@ -67,7 +68,7 @@ class Agent:
 
         Raises:
             EnrolError: enrol.not-enrolled.
-            SettingsError: settings.port-taken.
+            SettingsError: settings.port-taken, settings.invalid.
             StorageError: storage.unwritable, storage.corrupt.
         """
         self._settings = settings
@@ -101,6 +102,10 @@ class Agent:
             frames=FrameFace(self._plane),
             frames_socket=Path(settings.frames_socket) if settings.frames_socket else None,
         )
+        self._topics: MqttFace | None = None
+        if settings.bindings:
+            bindings = load_bindings(Path(settings.bindings))
+            self._topics = MqttFace(self._plane, bindings, client_id=f"lightship-{self._identity.device}")
         self._http.bind()
         self._boot = self._next_boot()
         self._outbox = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000)
@@ -139,6 +144,8 @@ class Agent:
         self._http.start()
         log.info("serving on %s", self._http.address)
         notify_systemd("READY=1")
+        if self._topics is not None:
+            self._topics.start()
         if self._mqtt is not None:
             self._mqtt.start()
         self._updater.start()
@@ -151,6 +158,8 @@ class Agent:
         self._stop.set()
         self._urgent.set()
         self._http.stop()
+        if self._topics is not None:
+            self._topics.stop()
         self._updater.stop()
         self._reporter.join(timeout=10)
         self._keep(self._monitor.flush(_now_ms()))

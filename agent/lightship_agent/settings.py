@@ -39,6 +39,11 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("http_port", "8500", "Port of the HTTP endpoint; 0 picks a free one."),
     Setting("socket", "", "Path of a Unix socket that serves the same HTTP; empty: none."),
     Setting("frames_socket", "", "Path of a Unix socket for frames, the face of least latency; empty: none."),
+    Setting(
+        "bindings",
+        "",
+        "A TOML file that binds topics of a local MQTT broker to models (docs/serving.md); empty: none.",
+    ),
     Setting("poll_seconds", "900", "How often to look for an assignment without being poked.", "s"),
     Setting("report_seconds", "60", "How often to send a heartbeat and what has been counted.", "s"),
     Setting("window_rows", "200", "Rows per drift window.", "rows"),
@@ -97,6 +102,7 @@ class Settings:
     http_port: int
     socket: str
     frames_socket: str
+    bindings: str
     poll_seconds: float
     report_seconds: float
     window_rows: int

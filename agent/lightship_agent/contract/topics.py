@@ -6,6 +6,11 @@
     lightship/v1/<tenant>/<device>/cmd/<verb>  down  check | resend
     lightship/v1/<tenant>/_all/notify          down  "something changed; poll soon" (a hint, never trusted)
 
+On a broker of the device's own, where bindings name no others (docs/serving.md):
+
+    lightship/v1/_local/<model>/predict        in    records to predict
+    lightship/v1/_local/<model>/prediction     out   what was predicted, or why not; and below it
+
 Rules: topics carry no secrets and no trust; the tenant of a device is looked up, never believed.
 """
 
@@ -48,6 +53,16 @@ def command(tenant: str, device: str, verb: str) -> str:
 def notify(tenant: str) -> str:
     """A hint to all devices of a tenant."""
     return f"{ROOT}/{tenant}/_all/notify"
+
+
+def local_request(model: str) -> str:
+    """Where programs on a device ask a model, on its own broker."""
+    return f"{ROOT}/_local/{model}/predict"
+
+
+def local_answer(model: str) -> str:
+    """Where they are answered, unless they name a topic below it."""
+    return f"{ROOT}/_local/{model}/prediction"
 
 
 def ingest_filters(worker_group: str = "lightship-ingest") -> tuple[str, ...]:

@@ -12,11 +12,13 @@ import pytest
 from tests.agent.conftest import build
 from tests.agent.link.field import Field, until
 
+from lightship.fleet.broker import free_port
 from lightship.storage.models import Device, DeviceEpoch
 from lightship_agent import app
 from lightship_agent.app import Agent
+from lightship_agent.client import Client
 from lightship_agent.contract.bundle import read_bundle
-from lightship_agent.contract.codes import BundleError, LightshipError, StorageError
+from lightship_agent.contract.codes import BundleError, LightshipError, SettingsError, StorageError
 from lightship_agent.contract.messages import Heartbeat
 from lightship_agent.link import renewal
 from lightship_agent.settings import load_settings
@@ -245,3 +247,32 @@ def test_systemd_is_told_where_it_listens(tmp_path: Path, monkeypatch: pytest.Mo
     app.notify_systemd("WATCHDOG=1")  # nobody listens any more: no reason to fail
     monkeypatch.delenv("NOTIFY_SOCKET")
     app.notify_systemd("STOPPING=1")
+
+
+# The faces ------------------------------------------------------------------------------------------------------------
+
+
+def test_frames_and_topics_are_served_where_the_settings_say_so(make_agent: Start, tmp_path: Path) -> None:
+    bindings = tmp_path / "bindings.toml"
+    bindings.write_text('[broker]\nport = 1\n[[requests]]\nmodel = "pump"\n')  # nobody is there, and nobody minds
+    agent = make_agent(start=True, frames_socket=str(tmp_path / "frames.sock"), bindings=str(bindings))
+    agent.serve(read_bundle(build(1)))
+
+    with Client(f"frames:{tmp_path / 'frames.sock'}") as client:
+        answer = client.predict([[0.0, 0.0, 0.0, 0.0]])
+
+    assert (answer.version, answer.digest) == (1, read_bundle(build(1)).digest)
+    agent.close()
+    assert not (tmp_path / "frames.sock").exists()
+
+
+def test_bindings_that_can_not_work_stop_the_agent_before_it_takes_its_port(make_agent: Start, tmp_path: Path) -> None:
+    bindings = tmp_path / "bindings.toml"
+    bindings.write_text("[[sensors]]\n")
+    port = str(free_port("127.0.0.1"))
+
+    with pytest.raises(SettingsError, match=r"bindings.toml") as found:
+        make_agent(bindings=str(bindings), http_port=port)
+
+    assert found.value.code == "settings.invalid"
+    assert make_agent(http_port=port).address == ("127.0.0.1", int(port))
