@@ -13,7 +13,7 @@ import hashlib
 import ssl
 import time
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import httpx
 import msgspec
@@ -24,6 +24,9 @@ from lightship_agent.contract.device_api import ACKED_HEADER, INSTANCE_HEADER, P
 from .identity import Identity, confirm, take_back
 
 MAX_BODY: Final = 1024 * 1024  # bytes
+#: What msgspec raises for bytes that are no JSON of the wanted kind.
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_T = TypeVar("_T")
 _GAP_SECONDS: Final = 15.0  # of silence
 _ANSWER_SECONDS: Final = 60.0  # for a whole body
 
@@ -70,8 +73,19 @@ class Reply:
         try:
             said = msgspec.json.decode(self.body, type=dict[str, str])
             return EnrolError(said["code"], said["error"])
-        except (msgspec.MsgspecError, KeyError, AssertionError):
+        except (*UNREADABLE, KeyError, AssertionError):
             return LinkError("link.status", f"{self.url}: expected status 200, found {self.status}: {self.said}")
+
+    def read(self, kind: type[_T]) -> _T:
+        """The body, as JSON of that kind.
+
+        Raises:
+            LinkError: link.status.
+        """
+        try:
+            return msgspec.json.decode(self.body, type=kind)
+        except UNREADABLE as e:
+            raise LinkError("link.status", f"{self.url}: the answer is not a {kind.__name__}: {e}.") from e
 
     def expect(self, *statuses: int) -> Reply:
         """This reply, if its status is one of these.
@@ -159,7 +173,7 @@ def server_ca(server: str, pin: str) -> bytes:
     try:
         certificate = x509.load_pem_x509_certificate(reply.body)
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as e:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as e:
         raise EnrolError("enrol.pin", f"{url} did not answer with a certificate.") from e
     spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     found = hashlib.sha256(spki).hexdigest()
@@ -246,8 +260,8 @@ class ControlPlane:
         content = msgspec.json.encode(RenewRequest(csr=csr.decode()))
         reply = self._request("POST", Paths.RENEW, content=content).expect(200)
         try:
-            return msgspec.json.decode(reply.body, type=RenewReply).chain.encode()
-        except (msgspec.MsgspecError, UnicodeEncodeError) as e:
+            return reply.read(RenewReply).chain.encode()
+        except UnicodeEncodeError as e:
             raise LinkError("link.status", f"{reply.url}: the answer is not a renewal: {e}.") from e
 
     def reachable(self) -> bool:

@@ -137,10 +137,7 @@ def _ask(server: str, ca: bytes, request: EnrolRequest) -> EnrolReply:
         reply = _ask_again(http, url, msgspec.json.encode(request))
     if reply.status != 200:
         raise reply.refusal()
-    try:
-        return msgspec.json.decode(reply.body, type=EnrolReply)
-    except msgspec.MsgspecError as e:
-        raise LinkError("link.status", f"{url}: the answer is not an enrolment: {e}.") from e
+    return reply.read(EnrolReply)
 
 
 def _ask_again(http: httpx.Client, url: str, content: bytes) -> Reply:

@@ -265,7 +265,7 @@ def check_chain(chain: bytes, key: ec.EllipticCurvePrivateKey, device: str, ca: 
         ours = certificates[0].public_key() == key.public_key() and [n.value for n in names] == [device]
         for issued, issuer in itertools.pairwise([*(c for c in certificates if c != authority), authority]):
             issued.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as e:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as e:
         message = f"The control plane did not answer with a certificate of its authority: {type(e).__name__}: {e}."
         raise EnrolError("enrol.certificate", message) from e
     if not ours:

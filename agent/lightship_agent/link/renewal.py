@@ -188,7 +188,4 @@ class CertificateKeeper:
 def _read(reply: Reply, kind: type[_T]) -> _T:
     if reply.status != 200:
         raise reply.refusal()
-    try:
-        return msgspec.json.decode(reply.body, type=kind)
-    except msgspec.MsgspecError as e:
-        raise LinkError("link.status", f"{reply.url}: the answer is not a {kind.__name__}: {e}.") from e
+    return reply.read(kind)
