@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 
 from lightship_agent.contract.codes import SettingsError
-from lightship_agent.files import write_durably
+from lightship_agent.files import sweep, write_durably
 
 from .api.device_api import DeviceApi
 from .api.guard import Policy
@@ -194,6 +194,7 @@ class ControlPlane:
     def _device_config(self, api: DeviceApi) -> uvicorn.Config:
         folder = self._home.path / "ca"
         key, chain = self._home.ca.issue_server(server_names([self._settings.reachable_host]))
+        sweep(folder)
         write_durably(folder / "server.key", key, mode=0o600)
         write_durably(folder / "server.pem", chain)
         return uvicorn.Config(
