@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check docs bench bench-update lock arm64 clean
+.PHONY: help setup demo test lint types check docs bench bench-update crash-test fuzz lock arm64 clean
 
 help:  ## This list.
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -28,6 +28,12 @@ demo: $(STAMP)  ## The whole loop on real data, explained as it goes. KEEP=1 lea
 
 test: $(STAMP)  ## Every test.
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+crash-test: $(STAMP)  ## Fail the real programs at every point; writes docs/reliability.md. ONLY=words for some; AGAIN=1: what missed.
+	@$(RUN) -m crash_test $(if $(ONLY),--only "$(ONLY)") $(if $(AGAIN),--again)
+
+fuzz: $(STAMP)  ## Foreign bytes for every parser, FUZZ_SECONDS=30 each; writes docs/reliability.md. ONLY=words for some.
+	@$(RUN) -m fuzz --seconds $(or $(FUZZ_SECONDS),30) $(if $(ONLY),--only "$(ONLY)")
 
 lint: $(STAMP)  ## ruff: style, bugs, security, formatting.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

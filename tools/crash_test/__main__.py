@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightship_agent.contract.manifest import Requires
 
-from . import bundles, rows_plane, rows_state, rows_update, rows_world
+from . import bundles, page, rows_clock, rows_plane, rows_state, rows_update, rows_world
 from .device import Device
 from .plane import Plane, open_plane
 from .row import Found, Row, Stage, play
@@ -20,25 +20,46 @@ from .row import Found, Row, Stage, play
 
 def main(arguments: list[str] | None = None) -> int:
     """Play what is asked for; the exit status."""
-    parser = argparse.ArgumentParser(prog="crash_test", description="Fail the real agent; see it recover.")
+    parser = argparse.ArgumentParser(prog="crash_test", description="Fail the real programs; see them recover.")
     parser.add_argument("--only", default="", help="Rows whose name has these words.")
-    parser.add_argument("--rows", type=int, default=0, help="At most so many rows.")
+    parser.add_argument("--again", action="store_true", help="Only rows that were not as expected the last time.")
+    parser.add_argument("--workers", type=int, default=2, help="So many rows at once.")
     parser.add_argument("--folder", type=Path, default=Path("build/crash-test"), help="Where to play; emptied first.")
     options = parser.parse_args(arguments)
     chosen = [r for r in all_rows() if options.only.lower() in r.name.lower()]
-    found = run(chosen[: options.rows or None], options.folder.resolve())
-    failed = [f for f in found if f.wrong]
-    print(f"{len(found)} rows, {len(failed)} not as expected")
+    notes = options.folder.resolve().with_suffix(".jsonl")
+    if options.again:
+        before = page.noted(chosen, notes)
+        chosen = [r for r in chosen if r.name not in before or before[r.name].wrong]
+    elif not options.only:
+        notes.unlink(missing_ok=True)
+    found = run(chosen, options.folder.resolve(), options.workers, notes)
+    everything = page.noted(all_rows(), notes)
+    if len(everything) == len(all_rows()):
+        page.write({area: [everything[row.name] for row in rows] for area, rows in areas().items()})
+    failed, skipped = sum(bool(f.wrong) for f in found), sum(bool(f.skipped) for f in found)
+    print(f"{len(found)} rows: {len(found) - failed - skipped} as expected, {failed} not, {skipped} skipped")
     return 1 if failed else 0
+
+
+def areas() -> dict[str, list[Row]]:
+    """The whole table, by area."""
+    return {
+        "An update, failed at each of its points": rows_update.rows(),
+        "What a device finds of its own state when it starts": rows_state.rows(),
+        "Reports, network and disk": rows_world.rows(),
+        "Clocks and certificates": rows_clock.rows(),
+        "The control plane: releases and rollouts": rows_plane.rows(),
+    }
 
 
 def all_rows() -> list[Row]:
     """The whole table."""
-    return [*rows_update.rows(), *rows_state.rows(), *rows_world.rows(), *rows_plane.rows()]
+    return [row for rows in areas().values() for row in rows]
 
 
-def run(rows: list[Row], folder: Path, workers: int = 2) -> list[Found]:
-    """Play rows, and say so; what came of each, in their order."""
+def run(rows: list[Row], folder: Path, workers: int = 2, notes: Path | None = None) -> list[Found]:
+    """Play rows, and say so, and note it; what came of each, in their order."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     lock, done = threading.Lock(), 0
@@ -52,11 +73,12 @@ def run(rows: list[Row], folder: Path, workers: int = 2) -> list[Found]:
             found = play(row, Stage(plane, f"r-{number:03d}", folder / f"{number:03d}", Path(sockets)), clean)
             with lock:
                 done += 1
+                if notes is not None:
+                    page.note(found, notes)
                 verdict = "MISS" if found.wrong else "skip" if found.skipped else "ok  "
-                place = f"{done:3d}/{len(rows)} {verdict} {found.seconds:5.1f} s"
-                print(f"{place}  #{number:03d} {row.name} {found.skipped}", flush=True)
-                for words in found.wrong:
-                    print(f"        {words}", flush=True)
+                page.say(f"{done:3d}/{len(rows)} {verdict} {found.seconds:5.1f} s  #{number:03d} {row.name}")
+                for words in (*found.wrong, *([f"needs {found.skipped}"] if found.skipped else [])):
+                    page.say(f"        {words}")
             return found
 
         with ThreadPoolExecutor(workers) as pool:

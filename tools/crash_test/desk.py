@@ -58,6 +58,7 @@ class Desk:
         self._up: subprocess.Popen[bytes] | None = None
         self.at_end: list[Callable[[], object]] = []
         self._marks = 0
+        self._log = folder / "up-0.log"
 
     # Processes ------------------------------------------------------------------------------------------------------
 
@@ -104,8 +105,10 @@ class Desk:
         """Start `lightship up`."""
         flags = ("--api-port", "0", "--device-port", "0", "--broker", "none", "--reconcile-seconds", "0.2")
         command = [sys.executable, "-m", "lightship", "--home", str(self.path), "up", *flags]
-        with (self.folder / "up.log").open("ab") as log:
-            self._up = subprocess.Popen(command, env=self._environment(fail, more), stdout=log, stderr=log)
+        environment = self._environment(fail, more)
+        self._log = self.folder / f"up-{self._marks}.log"
+        with self._log.open("ab") as log:
+            self._up = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def waits(self, happened: Callable[[], Any], what: str) -> None:
         """Wait for something while `lightship up` works."""
@@ -130,6 +133,14 @@ class Desk:
             message = f"`lightship up` was to die of SIGKILL, and ended with {status}: {self._last_words()}"
             raise RowError(message)
 
+    def is_up(self) -> bool:
+        """Whether it has said where it listens, since it was started the last time."""
+        return self._log.exists() and "dashboard " in self._log.read_text()
+
+    def warns(self) -> bool:
+        """Whether it has logged that the disk fails it."""
+        return "storage." in self._log.read_text()
+
     def is_dead(self) -> bool:
         """Whether `lightship up` has ended."""
         return self._up is not None and self._up.poll() is not None
@@ -138,12 +149,14 @@ class Desk:
         """Stop `lightship up` as a service manager does."""
         if self._up is None or self._up.poll() is not None:
             return
+        # Before that it may not have taken the signals over.
+        self.waits(self.is_up, "its addresses")
         self._up.send_signal(signal.SIGTERM)
         try:
             status = self._up.wait(PATIENCE)
         except subprocess.TimeoutExpired as e:
             raise RowError("`lightship up` does not stop") from e
-        if status not in {0, 130}:
+        if status not in {0, 130, -signal.SIGINT}:
             message = f"`lightship up` stopped with {status}: {self._last_words()}"
             raise RowError(message)
 
@@ -156,7 +169,7 @@ class Desk:
             undo()
 
     def _last_words(self) -> str:
-        lines = (self.folder / "up.log").read_text(errors="replace").strip().splitlines()
+        lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1][-300:] if lines else "it said nothing"
 
     # What the repository says -----------------------------------------------------------------------------------------

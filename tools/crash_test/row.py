@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -87,6 +87,11 @@ class Row:
     def name(self) -> str:
         """What `--only` matches."""
         return f"{self.kind}: {self.point}: {self.fault}"
+
+
+def needing(row: Row, what: str) -> Row:
+    """The row, skipped where `what` is missing here; "" where nothing is."""
+    return replace(row, missing=what)
 
 
 @dataclass(frozen=True)

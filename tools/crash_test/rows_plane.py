@@ -15,7 +15,8 @@ from . import bundles, desk
 from .desk import ROLLOUT, Desk
 from .device import RowError
 from .row import Ending, Row, Stage
-from .rows_world import CAN_MOUNT, FAKETIME, NEEDS_CLOCK, NEEDS_MOUNT, under_another_clock
+from .rows_clock import FAKETIME, NEEDS_CLOCK, under_another_clock
+from .rows_world import CAN_MOUNT, NEEDS_MOUNT
 
 Play = Callable[[Desk], tuple[str, str]]
 Alone = Callable[[Stage], Ending]
@@ -165,7 +166,7 @@ def _later() -> dict[str, str]:
 def _renew(d: Desk) -> None:
     before = d.signed("timestamp")
     d.up(more=_later())
-    d.waits(lambda: d.signed("timestamp") == before + 1, "new metadata")
+    d.waits(lambda: d.signed("timestamp") == before + 1 and d.is_up(), "new metadata")
 
 
 def _renewed(fail: str) -> Play:
@@ -177,7 +178,7 @@ def _renewed(fail: str) -> Play:
 
         d.up(fail, more=_later())
         if "=" in fail:
-            d.waits(lambda: "storage." in (d.folder / "up.log").read_text(), "a warning")
+            d.waits(d.warns, "a warning")
             first = ahead()
             d.down()
         else:
@@ -185,7 +186,7 @@ def _renewed(fail: str) -> Play:
             first = ahead()
         d.listed()
         d.up(more=_later())
-        d.waits(lambda: d.signed("timestamp") == before[1] + 1, "new metadata")
+        d.waits(lambda: d.signed("timestamp") == before[1] + 1 and d.is_up(), "new metadata")
         return f"{first} ⚡ {ahead()}", d.listed()
 
     return play
@@ -261,7 +262,7 @@ def _advanced(fail: str) -> Play:
 
 def _up_once(d: Desk) -> None:
     d.up()
-    d.waits(lambda: (d.path / "ca" / "server.pem").exists() and d.told() != "– – –", "a tick")
+    d.waits(lambda: d.is_up() and d.told() != "– – –", "a tick")
 
 
 def _counted(told: str) -> str:
@@ -417,9 +418,9 @@ def _unwritable(words: tuple[str, ...]) -> Callable[[Desk], None]:
 def _full_while_it_rolls_out(d: Desk) -> tuple[str, str]:
     path = _on_a_small_disk(d)
     d.up()
-    d.waits(lambda: _counted(d.told()) == "2 told", "the first wave")
+    d.waits(lambda: _counted(d.told()) == "2 told" and d.is_up(), "the first wave")
     filler = _fill(path)
-    d.waits(lambda: "storage." in (d.folder / "up.log").read_text(), "a warning")
+    d.waits(d.warns, "a warning")
     first = f"{d.rollout()}, {_counted(d.told())}"
     filler.unlink()
     _completed(d)
