@@ -219,6 +219,7 @@ class Connection(asyncio.Protocol):
         self._feeding = False  # inside data_received: answers are collected
         self._busy = False  # an answer is being made
         self._keep_alive = True
+        self._ended = False  # nothing more comes
         self._task: asyncio.Task[None] | None = None
         self._admitted = False  # one of the clients that are served
         self._messages = 0  # that have begun
@@ -266,7 +267,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more; what it asked for is still answered."""
-        self._keep_alive = False
+        self._ended = True
         if not self._busy and not self._queue:
             return False
         return not self._closing
@@ -455,7 +456,7 @@ class Connection(asyncio.Protocol):
     def _sent(self, data: bytes) -> None:
         self._answer_bytes(data)
         self._since = self._loop.time()
-        if not self._keep_alive or self._server.draining:
+        if not self._keep_alive or self._server.draining or (self._ended and not self._queue):
             self._forget_queue()
             self._refusal = None
             self._flush_and_close()

@@ -232,7 +232,8 @@ def spooled(state_dir: Path) -> list[Path]:
     """The files that wait, the newest assignment first: it raises the floor above those that are older."""
     try:
         return sorted(
-            (p for p in (state_dir / FOLDER).iterdir() if p.suffix == SUFFIX and not p.name.startswith(".")),
+            # A pipe of that name would hold us up for ever.
+            (p for p in (state_dir / FOLDER).iterdir() if p.suffix == SUFFIX and p.name[0] != "." and p.is_file()),
             reverse=True,
         )
     except OSError:  # there is no such folder until the first import

@@ -53,7 +53,7 @@ def anything(state_dir: Path) -> bool:
     """Whether something is there."""
     try:
         with os.scandir(state_dir / FOLDER) as entries:
-            return any(not e.name.startswith(".") for e in entries)
+            return any(not e.name.startswith(".") and e.is_file() for e in entries)
     except OSError:
         return False
 
@@ -77,7 +77,7 @@ def leave(state_dir: Path, verb: Verb, reason: str = "") -> Path:
 def waiting(state_dir: Path) -> list[Order]:
     """The orders that are there now."""
     try:
-        paths = sorted(p for p in (state_dir / FOLDER).iterdir() if not p.name.startswith("."))
+        paths = sorted(p for p in (state_dir / FOLDER).iterdir() if not p.name.startswith(".") and p.is_file())
     except OSError:  # there is no such folder until the first order
         return []
     found = []

@@ -218,6 +218,8 @@ class Updater:
             self._take(reply, target, Delivery(MediaFiles(path), self._ways(reply), gated=False))
         except (TrustError, MediaError) as e:
             log.warning("media: %s is refused: %s: %s", path.name, e.code, e)
+            media.settled(path)
+            return True
         except LightshipError as e:  # of our own: no room, another check under way, a process that can't be started
             self._standstill(e)
             return False

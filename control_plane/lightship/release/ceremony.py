@@ -213,8 +213,10 @@ def merge(copies: Sequence[Ceremony]) -> Ceremony:
         if other.fingerprint != first.fingerprint:
             message = f"These are different ceremonies: {first.fingerprint} and {other.fingerprint}."
             raise ReleaseError("release.ceremony", message)
-        for (_, mine), (_, theirs) in zip(first.after.items(), other.after.items(), strict=True):
-            mine.signatures.update({k: s for k, s in theirs.signatures.items() if k not in mine.signatures})
+        for (role, mine), (_, theirs) in zip(first.after.items(), other.after.items(), strict=True):
+            # Only what holds: a bad signature in one copy must not stand in the way of the good one in another.
+            good = {k for d in _delegators(first, role) for k in signed_by(d, role, theirs)}
+            mine.signatures.update({k: theirs.signatures[k] for k in good})
     return first
 
 

@@ -165,6 +165,21 @@ def test_what_waits_on_all_connections_is_bounded_together(kind: Kind) -> None:
     asyncio.run(story())
 
 
+@BOTH
+def test_all_that_was_asked_is_answered_also_to_whoever_says_that_nothing_more_comes(kind: Kind) -> None:
+    async def story() -> None:
+        line = kind(Limits())
+        line.say(b"x" * 10, times=3)
+        assert line.connection.eof_received()
+        for _ in range(3):
+            assert not line.wire.closed
+            await line.answer()
+        assert line.wire.written.count(b"well") == 3
+        assert line.wire.closed
+
+    asyncio.run(story())
+
+
 def test_whoever_waits_for_an_answer_that_fails_as_nobody_foresaw_gets_one_all_the_same() -> None:
     async def story() -> None:
         line = HttpLine(Limits())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from datetime import datetime
@@ -121,6 +122,32 @@ def test_a_carried_file_that_came_to_nothing_does_not_hide_what_waits_for_its_ho
     site.hour = 23
     device.look()
     assert device.host.serving == second.digest
+
+
+def test_a_carried_file_that_is_refused_goes_whatever_else_waits_for_its_hour(field: Field, site: Site) -> None:
+    device, first = committed(field, bounds=site.bounds(download_window=parse_windows("22:00-06:00")))
+    field.assign("press-1", field.release(2, flip=True))
+    waits(device, first, "closed until")
+    carried = device.folder / "import" / f"0000000009-{'0' * 64}.media"
+    carried.write_bytes(b"no media")
+
+    device.updater._look_at_media()
+
+    assert not carried.exists()
+
+
+def test_what_is_no_file_is_no_order_and_nothing_carried_and_holds_nobody_up(field: Field) -> None:
+    device, first = committed(field)
+    os.mkfifo(device.folder / "orders" / "go-back")
+    (device.folder / "orders" / "something").mkdir()
+    os.mkfifo(device.folder / "import" / f"0000000009-{'0' * 64}.media")
+
+    device.updater._look_at_orders()
+    device.updater._look_at_media()
+    device.updater.notice()
+
+    assert device.host.history == [first.digest]
+    assert not device.updater._poke.is_set()
 
 
 def test_outside_its_install_window_a_bundle_is_downloaded_and_waits_in_the_store(field: Field, site: Site) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from securesystemslib.signer import Signature
 from tests.agent.conftest import build
 from tests.control_plane.release.device import Client, CuttableDisk
 from tests.control_plane.release.people import RELEASERS, ROOT, People, first
@@ -123,6 +124,19 @@ def test_copies_that_were_signed_apart_are_laid_together(tmp_path: Path, people:
         assert not here.complete
         assert ceremonies.finish(home, [here, there], actor=ACTOR) == list(OFFLINE_ROLES)
         assert ceremonies.finish(home, [here, there], actor=ACTOR) == []  # again is no change
+
+
+def test_a_bad_signature_in_one_copy_does_not_stand_in_the_way_of_the_good_one_in_another(
+    tmp_path: Path, people: People
+) -> None:
+    with closing(Home.create(tmp_path / "home", production=True)) as home:
+        begun = first(home, people)
+        bad, good = people.sign(begun, "alice", *RELEASERS), people.sign(begun, "bob")
+        keyid = people.public("bob").keyid
+        for role in OFFLINE_ROLES:
+            getattr(bad.after, role).signatures[keyid] = Signature(keyid, "00" * 64)
+        refused(home, [bad], "release.threshold")
+        assert ceremonies.finish(home, [bad, good], actor=ACTOR) == list(OFFLINE_ROLES)
 
 
 def test_copies_of_different_ceremonies_are_not(tmp_path: Path, people: People) -> None:
