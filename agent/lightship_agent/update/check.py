@@ -35,6 +35,7 @@ from lightship_agent.contract.assignment import Assignment, check_assignment
 from lightship_agent.contract.codes import CODES, LightshipError, TrustError, UpdateError
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, delta_path
 
+from .machine import floor_for
 from .released import ReleasedFile
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str  # has the identity, and the metadata cache
     device: str
     envelope: bytes  # as it came: nothing in it is believed yet
-    floor: int  # the highest assignment `seq` accepted so far
+    floor: int  # the highest assignment `seq` accepted so far,
+    director: str = ""  # and the director's key set that signed it
     now: float  # Unix seconds, of the device's clock
     source: ServerSource | FileSource
     current_sha256: str = ""  # the bundle that a patch could start from
@@ -88,6 +90,7 @@ class CheckReply(msgspec.Struct, frozen=True, kw_only=True):
     bundle: ReleasedFile
     transport: ReleasedFile
     delta: ReleasedFile | None = None
+    director: str = ""  # the key set that signed the assignment
     metadata_expires: dict[str, int] = {}  # Unix seconds by role
 
 
@@ -127,12 +130,15 @@ def check(request: CheckRequest) -> CheckReply:
     with _open_source(request) as (fetcher, url):
         releases = Releases(folder / METADATA_FOLDER, fetcher, url, identity.tuf_root, now=now)
         assignment = releases.open_assignment(request.envelope)
-        check_assignment(assignment, device=request.device, floor=request.floor, now=request.now)
+        director = releases.director
+        floor = floor_for(request.floor, request.director, director)
+        check_assignment(assignment, device=request.device, floor=floor, now=request.now)
         return CheckReply(
             assignment=assignment,
             bundle=releases.check_released(assignment),
             transport=releases.find(assignment.path + TRANSPORT_SUFFIX),
             delta=_find_delta(releases, assignment, request.current_sha256),
+            director=director,
             metadata_expires={role: int(at.timestamp()) for role, at in releases.expires.items()},
         )
 

@@ -88,6 +88,7 @@ def import_file(
         device=device,
         envelope=envelope_for(path, device),
         floor=state.floor,
+        director=state.director,
         now=DeviceClock(state_dir).now(),
         source=FileSource(path=str(path.resolve()), opener=OPENER),
     )

@@ -11,6 +11,8 @@ Rules:
 * until commit, every failure and every restart leads back to `current`;
 * an assignment below the accepted `seq` never gets here (contract.assignment checks it), but equal ones do:
   the same assignment again is no news, unless its candidate failed and its penalty is over;
+* that floor belongs to the director's keys: new ones recover from whoever drove it to the sky with a stolen key, and
+  from a control plane that was restored from an old backup;
 * three failures of one digest, or five of any within 180 s, put it in the penalty box for 24 h;
 * link errors, a damaged stick, a graceful stop, a newer assignment and "not now" are not the bundle's fault: they end
   the attempt without a penalty; a cut while trying or soaking might be, so it counts;
@@ -86,6 +88,7 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
 
     phase: Phase = "idle"
     floor: int = 0
+    director: str = ""  # the key set whose `seq` the floor is; "": any
     current: Target | None = None
     previous: Target | None = None
     candidate: Target | None = None
@@ -99,9 +102,10 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Assigned(msgspec.Struct, frozen=True):
-    """A verified assignment."""
+    """A verified assignment, and the director's key set that signed it."""
 
     target: Target
+    director: str = ""
 
 
 class Advanced(msgspec.Struct, frozen=True):
@@ -188,8 +192,8 @@ Result = tuple[UpdateState, tuple[Action, ...]]
 def step(state: UpdateState, event: Event, now: float) -> Result:
     """The next state and what to do about it. `now` is Unix seconds."""
     match event:
-        case Assigned(target):
-            return _assigned(state, target, now)
+        case Assigned(target, director):
+            return _assigned(state, target, director, now)
         case Advanced():
             return _advanced(state)
         case Failed(code, detail):
@@ -202,11 +206,17 @@ def step(state: UpdateState, event: Event, now: float) -> Result:
             return _went_back(state, reason, now)
 
 
-def _assigned(state: UpdateState, target: Target, now: float) -> Result:
-    if state.phase != "idle" or target.seq < state.floor:
+def floor_for(floor: int, of: str, director: str) -> int:
+    """The floor that holds for what that key set of the director signs; `of` is the one whose floor it is."""
+    return floor if not of or of == director else 0
+
+
+def _assigned(state: UpdateState, target: Target, director: str, now: float) -> Result:
+    floor = floor_for(state.floor, state.director, director)
+    if state.phase != "idle" or target.seq < floor:
         return state, ()
-    news = target.seq > state.floor
-    accepted = msgspec.structs.replace(state, floor=target.seq)
+    news = target.seq > floor
+    accepted = msgspec.structs.replace(state, floor=target.seq, director=director)
     if news and target.retry:
         accepted = msgspec.structs.replace(accepted, penalties=_without_penalty(state, target.sha256))
     if state.current is not None and target.sha256 == state.current.sha256:

@@ -132,6 +132,19 @@ class Releases:
         return found
 
     @property
+    def director(self) -> str:
+        """The name of the key set that may sign assignments.
+
+        Raises:
+            TrustError: trust.signature where there is none.
+        """
+        try:
+            found = self._trusted.targets.get_delegated_role(DIRECTOR)
+        except ValueError as e:
+            raise TrustError("trust.signature", f"Nobody may sign assignments: {e}.") from e
+        return key_set(found.keyids, found.threshold)
+
+    @property
     def consistent(self) -> bool:
         """Whether the repository keeps targets under names that hold their digest."""
         return bool(self._trusted.root.consistent_snapshot)

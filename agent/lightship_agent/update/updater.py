@@ -256,6 +256,7 @@ class Updater:
             device=self._identity.device,
             envelope=envelope,
             floor=self.state.floor,
+            director=self.state.director,
             now=self.clock.now(),
             source=source,
             current_sha256=current.sha256 if current else "",
@@ -280,7 +281,7 @@ class Updater:
         self._etag_until = 0.0  # of what is settled, nobody knows whether it still is
         self._steps.delivery = delivery
         try:
-            self._apply(m.Assigned(target))
+            self._apply(m.Assigned(target, reply.director))
         finally:
             self._steps.delivery = None
         if self.state.last_code == "update.superseded":

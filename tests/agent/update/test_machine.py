@@ -75,7 +75,7 @@ class Walk:
                 assert before.candidate is not None
                 assert before.phase == ("swapped" if before.candidate.offline else "reaching")
                 assert after.current == before.candidate
-        assert after.floor >= before.floor
+        assert after.floor >= before.floor or after.director != before.director
         assert (after.candidate is None) == (after.phase == "idle")
         if isinstance(event, m.Started):
             assert after.phase == "idle"
@@ -395,6 +395,21 @@ def test_going_back_twice_is_being_where_one_was() -> None:
 
     assert walk.state.current == there
     assert walk.serving == DIGESTS[1]
+
+
+def test_new_keys_of_the_director_start_the_floor_anew_and_nothing_else_does() -> None:
+    walk = Walk()
+    walk.take(m.Assigned(target(DIGESTS[0], 2**62), "1:stolen"))
+    for _ in range(4):
+        walk.take(m.Advanced())
+
+    assert walk.take(m.Assigned(target(DIGESTS[1], 7), "1:stolen")) == ()
+    assert (walk.state.floor, walk.state.phase) == (2**62, "idle")
+    walk.take(m.Assigned(target(DIGESTS[1], 7), "1:fresh"))
+
+    assert (walk.state.floor, walk.state.director, walk.state.phase) == (7, "1:fresh", "fetching")
+    walk.take(m.Failed("link.unreachable"))
+    assert walk.take(m.Assigned(target(DIGESTS[1], 6), "1:fresh")) == ()
 
 
 def test_a_retry_that_is_no_news_forgives_nothing() -> None:

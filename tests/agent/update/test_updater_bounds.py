@@ -15,8 +15,10 @@ from tests.agent.update.test_updater import committed, failed
 from tuf.api.metadata import TargetFile, Targets
 
 from lightship.fleet import director
+from lightship.registry import ceremonies
+from lightship.release.changes import RoleKeys
 from lightship.release.repository import RELEASES
-from lightship.storage.models import ModelVersion
+from lightship.storage.models import AssignmentRow, ModelVersion
 from lightship_agent.contract.codes import MediaError, UpdateError
 from lightship_agent.contract.transport import delta_path, make_patch
 from lightship_agent.link.client import Desired
@@ -544,6 +546,38 @@ def test_without_a_version_before_it_nothing_is_gone_back_to(field: Field) -> No
 
     assert device.host.history == [first.digest]
     assert device.on_disk() == before
+
+
+def test_a_thief_who_drove_seq_to_the_sky_is_recovered_from_by_a_new_director_key(field: Field) -> None:
+    device, first = committed(field)
+    field.assign("press-1", first)
+    device.look()
+    old = device.updater.state.director
+    with field.home.database.write() as session:
+        row = session.get(AssignmentRow, "press-1")
+        assert row is not None
+        row.seq = 2**40
+    field.assign("press-1", first)
+    assert device.look() == ""
+    with field.home.database.write() as session:
+        row = session.get(AssignmentRow, "press-1")
+        assert row is not None
+        row.seq = 3
+    second = field.release(2, flip=True)
+    field.assign("press-1", second)
+    assert device.look() == "trust.rollback"
+    assert device.host.serving == first.digest
+
+    fresh = RoleKeys.of([field.home.keys.add("director").public_key])
+    ceremonies.finish(
+        field.home, [ceremonies.begin(field.home, "Rotate", {"director": fresh}, actor="test")], actor="test"
+    )
+    field.assign("press-1", second)
+
+    assert device.look() == ""
+    assert device.host.serving == second.digest
+    state = StateFile(device.folder).load()
+    assert (state.floor, state.director != old) == (5, True)
 
 
 def test_an_order_that_nobody_knows_changes_nothing(field: Field) -> None:
