@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from .contract.codes import StorageError
 from .fail_points import fail_point
@@ -41,6 +42,11 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         sync_folder(path.parent)
     except OSError as e:
         raise storage_error(e, path) from e
+
+
+def scratch(name: str) -> BinaryIO:
+    """An open file without a place on any disk, for what a child reads and writes: /tmp may be full, or read-only."""
+    return os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "w+b")
 
 
 def sweep(folder: Path) -> None:

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +21,7 @@ import msgspec
 
 from lightship_agent.contract.codes import CODES, UpdateError
 from lightship_agent.contract.manifest import Requires
+from lightship_agent.files import scratch
 
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _MAX_REPORT: Final = 64 * 1024  # bytes of the child's output that are read
@@ -85,7 +85,7 @@ def _run_child(path: Path, memory_mb: int, seconds: float) -> tuple[int, bytes, 
     """Exit status (negative for a signal), and what the child wrote. Files, not pipes: nothing can fill or block."""
     command = [sys.executable, "-P", "-m", "lightship_agent.runtime.probe_child"]
     arguments = [str(path.resolve()), str(memory_mb), str(max(1, round(seconds)))]
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    with scratch("probe-output") as output, scratch("probe-errors") as errors:
         try:
             child = subprocess.Popen(
                 [*command, *arguments],

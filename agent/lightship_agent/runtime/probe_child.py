@@ -49,11 +49,12 @@ def main(arguments: list[str]) -> int:
 
 
 def limit_self(memory_mb: int, cpu_seconds: int) -> None:
-    """Bound this process: address space above what it has now, CPU seconds, and no core file."""
+    """Bound this process: address space above what it has now, CPU seconds, what it writes, and no core file."""
     space = int((_status_mb("VmSize") + memory_mb) * _MB)
     for kind, value in (
         (resource.RLIMIT_AS, space),
         (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_FSIZE, _MB),  # what it says is kept in memory, and it writes nothing else
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]

@@ -16,6 +16,7 @@ import re
 import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -86,9 +87,11 @@ class HttpApp:
     status: Callable[[], dict[str, Any]]
     metrics: Callable[[], str]
     _routes: tuple[tuple[re.Pattern[str], str, Handler], ...] = field(init=False, repr=False)
+    _light: ThreadPoolExecutor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Compile the route table."""
+        self._light = ThreadPoolExecutor(1, thread_name_prefix="lightship-aside")
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         table: tuple[tuple[str, str, Handler], ...] = (
             (model + "/infer", "POST", self._infer),
@@ -249,11 +252,15 @@ class HttpApp:
             raise ServingError("serving.no-model", "This device has no model yet.", remedy="Assign it one.")
         return _json({"ready": True})
 
+    async def _aside(self, work: Callable[..., T], *arguments: object) -> T:
+        """In a thread that no inference ever holds."""
+        return await asyncio.get_running_loop().run_in_executor(self._light, work, *arguments)
+
     async def _health(self, _call: Call) -> Reply:
-        return _json(await asyncio.to_thread(self.status))
+        return _json(await self._aside(self.status))
 
     async def _metrics(self, _call: Call) -> Reply:
-        text = await asyncio.to_thread(self.metrics)
+        text = await self._aside(self.metrics)
         return Reply(text.encode(), content_type=METRICS_TYPE.encode())
 
     def _server(self, _call: Call) -> Reply:
@@ -280,12 +287,12 @@ class HttpApp:
     async def _feedback(self, call: Call) -> Reply:
         body = call.body
         if not body.lstrip().startswith(b"["):
-            return await asyncio.to_thread(self._take_label, call.model, _decode(body, _Label))
+            return await self._aside(self._take_label, call.model, _decode(body, _Label))
         labels = _decode(body, list[_Label])
         if len(labels) > _MAX_LABELS:
             message = f"Expected at most {_MAX_LABELS} labels, found {len(labels)}."
             raise ServingError("serving.too-large", message)
-        return await asyncio.to_thread(self._take_labels, call.model, labels)
+        return await self._aside(self._take_labels, call.model, labels)
 
     def _take_label(self, model: str, told: _Label) -> Reply:
         counted = self.plane.feedback(model, told.id, _label_text(told.label))

@@ -22,7 +22,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ import msgspec
 from lightship_agent.contract.assignment import Assignment, check_assignment
 from lightship_agent.contract.codes import CODES, LightshipError, TrustError, UpdateError
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, delta_path
+from lightship_agent.files import scratch
 
 from .machine import floor_for
 from .released import ReleasedFile
@@ -212,7 +212,7 @@ def _run_child(request: bytes, timeout: float, cancelled: Callable[[], bool]) ->
     """Exit status (negative for a signal), and what the child wrote. Files, not pipes: nothing can fill or block."""
     with contextlib.ExitStack() as files:
         try:
-            stdin, output, errors = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            stdin, output, errors = (files.enter_context(scratch("check")) for _ in range(3))
             stdin.write(request)
             stdin.seek(0)
             child = subprocess.Popen(

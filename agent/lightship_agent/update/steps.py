@@ -160,12 +160,17 @@ class Steps:
         if target is None:
             self._host.serve_nothing()
             return
-        try:
-            self._host.serve(self._bundle(target))
-        except LightshipError as e:
-            log.exception("restore: %s", e.code)
-            if previous is not None and previous.sha256 != target.sha256:
-                self._host.serve(self._bundle(previous))
+        for one in (target, previous):
+            if one is None:
+                continue
+            try:
+                self._host.serve(self._bundle(one))
+            except LightshipError as e:
+                log.exception("restore: %s", e.code)
+            else:
+                return
+        # Neither can be read: what was just found wanting must not go on answering in their place.
+        self._host.serve_nothing()
 
     def _bundle(self, target: m.Target) -> Bundle:
         data = self._store.read(target.sha256)

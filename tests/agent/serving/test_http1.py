@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -248,6 +250,27 @@ def test_an_upgrade_is_not_taken_up_and_the_request_is_answered(site: Site) -> N
 )
 def test_a_target_is_read_as_the_standard_says(site: Site, target: str, status: int) -> None:
     assert site.client().send(asking(b"", target, method="GET")).answer()[0] == status
+
+
+def test_health_does_not_wait_behind_heavy_inference(make_model: Models) -> None:
+    model = dataclasses.replace(make_model(), row_ms=50.0)  # whoever is slow is answered in a thread
+
+    with site_of(model) as site:
+        entered = threading.Barrier(3)
+        left = threading.Event()
+
+        def hold(*_: object) -> None:
+            entered.wait(10)
+            left.wait(10)
+
+        site.plane._observe = hold
+        busy = [site.client().send(infer("a")) for _ in range(2)]
+        entered.wait(10)
+        try:
+            assert site.client().send(asking(b"", "/v2/health", method="GET")).answer()[0] == 200
+        finally:
+            left.set()
+        assert [client.answer()[0] for client in busy] == [200, 200]
 
 
 # What they may not ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lightship.registry import ceremonies
 from lightship.release.changes import RoleKeys
 from lightship.release.repository import RELEASES
 from lightship.storage.models import AssignmentRow, ModelVersion
+from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import MediaError, UpdateError
 from lightship_agent.contract.transport import delta_path, make_patch
 from lightship_agent.link.client import Desired
@@ -601,6 +602,24 @@ def test_an_order_left_while_no_agent_ran_is_taken_by_the_next(field: Field) -> 
 
     assert restarted.updater.state.penalties == {}
     assert not orders.anything(device.folder)
+
+
+def test_where_neither_version_can_be_read_the_failed_one_does_not_go_on_answering(field: Field) -> None:
+    device, first = committed(field)
+    second = field.release(2, flip=True)
+    device.host.failing = {second.digest}
+    field.assign("press-1", second)
+    really = device.host.serve
+
+    def lose_the_old_one(bundle: Bundle) -> None:
+        really(bundle)
+        device.updater.store.path(first.digest).unlink(missing_ok=True)
+
+    device.host.serve = lose_the_old_one  # type: ignore[method-assign]
+
+    device.look()
+
+    assert device.host.history[-2:] == [second.digest, None]
 
 
 # Time -----------------------------------------------------------------------------------------------------------------

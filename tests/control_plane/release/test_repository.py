@@ -241,7 +241,8 @@ def test_every_role_says_when_it_ends(home: Home) -> None:
     left = {role: ends - datetime.now(UTC) for role, ends in home.releases.expiries().items()}
     assert set(left) == set(LIFE)
     for role, life in LIFE.items():
-        assert life - timedelta(minutes=5) < left[role] <= life
+        # The home is a copy of one that this run of the suite made, up to hours ago.
+        assert life - timedelta(hours=12) < left[role] <= life
 
 
 def test_with_the_releases_key_kept_elsewhere_the_online_roles_live_on(home: Home, client: Client) -> None:
