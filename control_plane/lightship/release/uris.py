@@ -51,8 +51,14 @@ class UriSigner(Signer):
     def from_priv_key_uri(
         cls, priv_key_uri: str, public_key: Key, secrets_handler: Callable[[str], str] | None = None
     ) -> UriSigner:
-        """What securesystemslib would call; it is not registered there."""
-        raise NotImplementedError
+        """The signer of that URI.
+
+        Raises:
+            ReleaseError: release.keys without somebody to ask for the secret.
+        """
+        if not isinstance(public_key, SSlibKey) or secrets_handler is None:
+            raise ReleaseError("release.keys", f"{priv_key_uri[:80]!r}: expected a public key and a way to its secret.")
+        return cls(priv_key_uri, public_key, secrets_handler)
 
     def sign(self, payload: bytes) -> Signature:
         """Sign.

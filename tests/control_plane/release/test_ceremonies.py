@@ -262,7 +262,7 @@ def back_door(plain: Any) -> None:
 
 def set_in(path: str, value: Any) -> Callable[[Any], None]:
     def change(plain: Any) -> None:
-        *way, last = path.split("/")
+        *way, last = path.split()
         for step in way:
             plain = plain[int(step)] if isinstance(plain, list) else plain[step]
         plain[last] = value
@@ -273,36 +273,36 @@ def set_in(path: str, value: Any) -> Callable[[Any], None]:
 TWISTS: dict[str, Callable[[Any], None]] = {
     "one key under two ids": twice,
     "a role that nobody spoke of": back_door,
-    "other paths for the release list": set_in("after/targets/signed/delegations/roles/0/paths", ["*/*/*"]),
-    "a delegation that does not end": set_in("after/targets/signed/delegations/roles/0/terminating", False),
-    "a target in targets": set_in("after/targets/signed/targets", {"x": {"length": 1, "hashes": {"sha256": "a" * 64}}}),
+    "other paths for the release list": set_in("after targets signed delegations roles 0 paths", ["*/*/*"]),
+    "a delegation that does not end": set_in("after targets signed delegations roles 0 terminating", False),
+    "a target in targets": set_in("after targets signed targets", {"x": {"length": 1, "hashes": {"sha256": "a" * 64}}}),
     "a listed name that moves the cursor": set_in(
-        "after/releases/signed/targets", {"bundles/\x1b[2J/x": {"length": 1, "hashes": {"sha256": "a" * 64}}}
+        "after releases signed targets", {"bundles/\x1b[2J/x": {"length": 1, "hashes": {"sha256": "a" * 64}}}
     ),
     "a listed name of another folder": set_in(
-        "after/releases/signed/targets", {"bundles/a/b/c": {"length": 1, "hashes": {"sha256": "a" * 64}}}
+        "after releases signed targets", {"bundles/a/b/c": {"length": 1, "hashes": {"sha256": "a" * 64}}}
     ),
     "a listed file without its digest": set_in(
-        "after/releases/signed/targets", {"bundles/a/1.tar": {"length": 1, "hashes": {"md5": "a" * 32}}}
+        "after releases signed targets", {"bundles/a/1.tar": {"length": 1, "hashes": {"md5": "a" * 32}}}
     ),
     "a release list that delegates on": lambda plain: plain["after"]["releases"]["signed"].update(
         delegations=plain["after"]["targets"]["signed"]["delegations"]
     ),
     "no delegations": lambda plain: plain["after"]["targets"]["signed"].pop("delegations"),
-    "a threshold of more than all": set_in("after/root/signed/roles/root/threshold", 4),
-    "a threshold of none": set_in("after/root/signed/roles/root/threshold", 0),
+    "a threshold of more than all": set_in("after root signed roles root threshold", 4),
+    "a threshold of none": set_in("after root signed roles root threshold", 0),
     "a key that is none": lambda plain: next(iter(plain["after"]["root"]["signed"]["keys"].values())).update(
         keyval={"public": "zz"}
     ),
-    "a key that is not listed": set_in("after/root/signed/roles/root/keyids", ["a" * 64, "b" * 64]),
-    "an inconsistent snapshot": set_in("after/root/signed/consistent_snapshot", False),
+    "a key that is not listed": set_in("after root signed roles root keyids", ["a" * 64, "b" * 64]),
+    "an inconsistent snapshot": set_in("after root signed consistent_snapshot", False),
     "a document of another type": lambda plain: plain["after"].update(root=plain["after"]["targets"]),
     "nothing to sign": set_in("after", {}),
     "only some of the first": lambda plain: plain["after"].pop("releases"),
     "a field that nobody knows": set_in("extra", 1),
     "another format": set_in("lightship", "ceremony 2"),
-    "a version ahead": set_in("after/root/signed/version", 2),
-    "a root of the past": set_in("after/root/signed/expires", "2020-01-01T00:00:00Z"),
+    "a version ahead": set_in("after root signed version", 2),
+    "a root of the past": set_in("after root signed expires", "2020-01-01T00:00:00Z"),
     "words that move the cursor": set_in("title", "\x1b[2Jharmless"),
     "words without end": set_in("reason", "x" * 10_000),
 }
