@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -269,7 +270,7 @@ def test_a_veto_on_site_holds_the_stick_until_it_is_lifted(site: Site, tmp_path:
 def test_an_agent_that_is_killed_while_it_applies_goes_on_at_its_next_start(site: Site, point: str) -> None:
     site.carried("--no-wait")
     with RunningAgent(site.state, fail_point=point) as agent:
-        agent.process.wait(60)
+        assert agent.process.wait(60) == -signal.SIGKILL
 
     with RunningAgent(site.state, POLL_SECONDS="1") as agent:
         agent.wait_for(site.new)
