@@ -86,7 +86,10 @@ def test_the_page_says_every_figure_and_which_bar_is_missed() -> None:
     look = Look({"ours": 0.01, "stock": 0.008, "child": 0.3}, {"ours": 1_000, "stock": 900, "child": 9_000})
     shapes = [Shape(n, 0, 30_000, 0.01, look, look, look, look) for n in (100, 10_000)]
     agents = [Agent(n, 80, Act(81, 110, 82.5, 0.4, 9_000), Act(130, 170, 100, 3, 700_000)) for n in (100, 10_000)]
-    deltas = [Delta("forest", 4_000_000, 600_000, 60_000, 1.0, 0.01), Delta("network", 500_000, 400_000, 399_000, 1, 0)]
+    deltas = [
+        Delta("forest, swapped", 4_000_000, 600_000, 60_000, 1.0, 0.01),
+        Delta("network", 500_000, 400_000, 399_000, 1, 0),
+    ]
     figures = Figures(shapes, agents, deltas, Crossing(120, 121, 25, 1.0, 1.0, 1), "a machine", 5)
 
     said = page(figures)
@@ -94,7 +97,7 @@ def test_the_page_says_every_figure_and_which_bar_is_missed() -> None:
     assert [bar.name for bar in figures.bars() if not bar.holds] == ["MB of PSS that a check does not give back"]
     assert said.count("| **missed** |") == 1
     assert all(bar.name in said for bar in figures.bars())
-    assert "| forest | 4,000,000 | 600,000 | 60,000 | 10% | yes |" in said
+    assert "| forest, swapped | 4,000,000 | 600,000 | 60,000 | 10% | yes |" in said
     assert "| network | 500,000 | 400,000 | 399,000 | 100% | no |" in said
     assert json.loads(json.dumps(figures.plain()))["download_120_mb"]["share"] == pytest.approx(121 / 120)
 

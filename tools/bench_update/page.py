@@ -48,7 +48,8 @@ class Figures:
         """What the figures are held to."""
         product = [s for s in self.shapes if s.product]
         small, large = min(product, key=lambda s: s.bundles), max(product, key=lambda s: s.bundles)
-        listed = [d.share for d in self.deltas if d.listed]
+        # What is listed is under the limit by definition; this is what has to be.
+        trained_on = [d.share for d in self.deltas if any(word in d.kind for word in ("warm start", "swapped", "head"))]
         return [
             Bar("120 MB over a link that dies every 5 MB: bytes on the wire, of the size", self.crossing.share, 1.05),
             Bar("requests for a file that is answered with 404", self.crossing.asked_for_absent, 1),
@@ -56,7 +57,7 @@ class Figures:
             Bar("bytes to look at the release list, nothing new, without TLS", _most(product, "warm"), 2_000),
             Bar(f"CPU of a look, nothing new, {small.bundles:,} bundles, of the stock client's", _ratio(small), 2.0),
             Bar(f"CPU of a look, nothing new, {large.bundles:,} bundles, of the stock client's", _ratio(large), 1.25),
-            Bar("largest listed delta, of the full file", max(listed), 0.6),
+            Bar("worst delta to a model trained on from the old one, of the full file", max(trained_on), 0.6),
             Bar("MB of PSS that a check does not give back", max(median(self.agents, n).kept for n in COUNTS), 1.0),
         ]
 
