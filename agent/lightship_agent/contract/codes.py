@@ -68,6 +68,7 @@ CODES: Final[dict[str, str]] = {
     "data.type": "A value is not of the type its column has.",
     "data.missing-value": "A value is missing where the schema allows none.",
     "data.range": "A value is outside what its column can hold (not finite, or too large for float32).",
+    "data.category": "A word is not among a feature's categories, or they are too many or malformed.",
     "data.unknown": "No dataset of that name or digest.",
     "data.profile-mismatch": "Counts and profile do not have the same layout.",
     "train.unknown-estimator": "The recipe names an estimator that is not known, or not allowed.",

@@ -147,7 +147,8 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
     return dataclasses.replace(
         model,
         row_ms=_warm_up(model, rows[:1]),
-        bound=bind_row(session, name, model.outputs, rows),
+        # A bound row is filled unchecked, and a number there must stand for a category.
+        bound=None if model.schema.has_categories else bind_row(session, name, model.outputs, rows),
         batches_exactly=batches_exactly(session, name, names, rows, _COMPARED_ROWS),
     )
 
