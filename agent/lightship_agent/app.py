@@ -207,6 +207,9 @@ class Agent:
             if other.name != model.name:
                 self._plane.remove(other.name)
         self._resident = {m.digest: m for m in (*before, model)}
+        for old in self._plane.resident():
+            if old.digest not in self._resident:
+                self._plane.drop(old.digest)
         trim_memory()
         log.info("serving %s version %d (%s)", model.name, model.version, model.digest[:12])
         self._urgent.set()

@@ -36,11 +36,13 @@ import numpy.typing as npt
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.runtime.model import LoadedModel
 
-from .dataplane import HOT_ROW_MS, MAX_ID, DataPlane, InferRequest, InferResponse, Tensor
+from .dataplane import HOT_ROW_MS, DataPlane
 from .hot import LARGEST, Body, HotModel, HotRow
 from .hot import MAX_BODY as HOT_BODY
 from .http1 import Limits, Reply
 from .records import request_of
+from .slot import Slot
+from .tensors import MAX_ID, InferRequest, InferResponse, Tensor
 
 #: As for HTTP, but for time: a program on the device may stay connected without a word for as long as it runs.
 LIMITS: Final = Limits(idle_seconds=math.inf)
@@ -138,7 +140,7 @@ class FrameFace:
             asked = _DECODE(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             return self.refuse(ServingError("serving.malformed", f"Expected a request in MessagePack: {e}."))
-        model = self._model(asked)
+        model = self._find(asked).model
         if asked.do == "ready":
             said = {"ready": True, "model": model.name, "version": model.version, "digest": model.digest}
             return Reply(framed(_ENCODE(said)))
@@ -151,21 +153,21 @@ class FrameFace:
         with self._plane.admission:
             return Reply(await asyncio.get_running_loop().run_in_executor(None, answer, asked))
 
-    def _model(self, asked: _Request) -> LoadedModel:
+    def _find(self, asked: _Request) -> Slot:
         try:
-            return self._plane.get(asked.model, None if asked.version is None else str(asked.version))
+            return self._plane.find(asked.model, None if asked.version is None else str(asked.version))
         except ServingError as e:
             self._plane.count_error(e.code)
             raise
 
     def _predict(self, asked: _Request) -> bytes:
-        model = self._model(asked)
+        found = self._find(asked)
         try:
-            request = _request(asked, model)
+            request = _request(asked, found.model)
         except ServingError as e:
             self._plane.count_error(e.code)
             raise
-        response = self._plane.answer(request, by=model)
+        response = self._plane.answer(request, by=found)
         return _answer(response, as_bytes=isinstance(asked.x, bytes))
 
     def _feedback(self, asked: _Request) -> bytes:
@@ -173,7 +175,7 @@ class FrameFace:
             self._plane.count_error("serving.malformed")
             raise ServingError("serving.malformed", "Expected the id of a prediction and its label.")
         label = asked.label if isinstance(asked.label, str) else msgspec.json.encode(asked.label).decode()
-        counted = self._plane.feedback(self._model(asked).name, asked.id, label)
+        counted = self._plane.feedback(self._find(asked).model.name, asked.id, label)
         return framed(_ENCODE({"counted": counted}))
 
     def _learn(self) -> None:
@@ -181,11 +183,13 @@ class FrameFace:
         plane = self._plane
         self._seen = hot = plane.hot
         found: dict[tuple[str | None, int | str | None], _HotFrames] = {}
-        for model in set(hot.values()):
+        for path, model in hot.items():
             frames = _HotFrames(model)
             name, version = model.model.name, model.model.version
             for called in (name, None) if len(plane.models()) == 1 else (name,):
-                found[called, None] = found[called, version] = found[called, str(version)] = frames
+                found[called, version] = found[called, str(version)] = frames
+                if path == name.encode():  # the current version, which answers whoever names none
+                    found[called, None] = frames
         self._hot = found
 
 

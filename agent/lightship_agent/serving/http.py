@@ -195,7 +195,7 @@ class HttpApp:
         except ServingError as e:
             self.plane.count_error(e.code)
             raise
-        if len(call.body) <= _INLINE_BODY and self._is_fast(call.model):
+        if len(call.body) <= _INLINE_BODY and self._is_fast(call):
             with self.plane.admission:
                 return self._answer(call, call.body, header_length)
         return self._infer_in_thread(call, header_length)
@@ -217,7 +217,7 @@ class HttpApp:
         return Reply(text, content_type=b"application/octet-stream", headers=headers)
 
     def _predict(self, call: Call) -> Reply | Awaitable[Reply]:
-        if len(call.body) <= _INLINE_BODY and self._is_fast(call.model):
+        if len(call.body) <= _INLINE_BODY and self._is_fast(call):
             with self.plane.admission:
                 return self._answer_records(call)
         return self._predict_in_thread(call)
@@ -230,17 +230,17 @@ class HttpApp:
         content_type = call.headers.get(b"content-type", b"").decode("latin-1")
         request_id = call.headers.get(b"x-request-id", b"").decode("utf-8", "replace")
         try:
-            model = self.plane.get(call.model, call.version)
-            asked = decode_records(call.body, content_type, model, request_id)
+            found = self.plane.find(call.model, call.version)
+            asked = decode_records(call.body, content_type, found.model, request_id)
         except ServingError as e:
             self.plane.count_error(e.code)
             raise
-        told = answers(self.plane.answer(asked.request, by=model), model.outputs.labels)
+        told = answers(self.plane.answer(asked.request, by=found), found.model.outputs.labels)
         return _json(told if asked.is_list else told[0])
 
-    def _is_fast(self, name: str) -> bool:
+    def _is_fast(self, call: Call) -> bool:
         try:
-            return self.plane.get(name).row_ms <= HOT_ROW_MS
+            return self.plane.get(call.model, call.version).row_ms <= HOT_ROW_MS
         except ServingError:
             return True  # refused in a moment
 
@@ -274,13 +274,14 @@ class HttpApp:
         return _json({"name": model.name, "ready": True})
 
     def _stats(self, call: Call) -> Reply:
-        self.plane.get(call.model, call.version)
-        return _json({"model_stats": [_stat(s) for s in self.plane.stats(call.model)]})
+        asked = self.plane.get(call.model, call.version)
+        told = [s for s in self.plane.stats(asked.name) if call.version is None or s.model is asked]
+        return _json({"model_stats": [_stat(s) for s in told]})
 
     def _index(self, call: Call) -> Reply:
         _decode(call.body or b"{}", _Index)  # everything listed is ready, so `ready` changes nothing
         rows = [
-            {"name": m.name, "version": str(m.version), "state": "READY", "reason": ""} for m in self.plane.models()
+            {"name": m.name, "version": str(m.version), "state": "READY", "reason": ""} for m in self.plane.resident()
         ]
         return _json(rows)
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
-from .dataplane import ModelStats
+from .slot import ModelStats
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -141,14 +141,14 @@ class MqttFace:
 
     def _ask(self, name: str | None, rows: Callable[[LoadedModel], list[Any]]) -> list[dict[str, Any]]:
         try:
-            model = self._plane.get(name)
-            request = request_of(rows(model), model)
+            found = self._plane.find(name)
+            request = request_of(rows(found.model), found.model)
         except ServingError as e:
             self._plane.count_error(e.code)
             raise
         with self._plane.admission:
-            response = self._plane.answer(request, by=model)
-        return answers(response, model.outputs.labels)
+            response = self._plane.answer(request, by=found)
+        return answers(response, found.model.outputs.labels)
 
     def _publish(self, topic: str, said: Any, how: str, correlation: bytes | None = None) -> None:
         body = msgspec.json.encode(said) if how == "json" else msgspec.msgpack.encode(said)

@@ -25,7 +25,7 @@ from lightship_agent import __version__
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.runtime.model import LoadedModel
 
-from .dataplane import MAX_ROWS, InferRequest, InferResponse, Tensor
+from .tensors import MAX_ROWS, InferRequest, InferResponse, Tensor
 
 MAX_BODY: Final = 16 * 1024 * 1024  # bytes
 MAX_RANK: Final = 8

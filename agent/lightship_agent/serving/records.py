@@ -25,7 +25,7 @@ from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.schema import Feature, FeatureSchema
 from lightship_agent.runtime.model import LoadedModel
 
-from .dataplane import MAX_ROWS, InferRequest, InferResponse, Tensor
+from .tensors import MAX_ROWS, InferRequest, InferResponse, Tensor
 
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _MAX_CELL: Final = 64  # characters

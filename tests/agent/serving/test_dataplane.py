@@ -13,7 +13,8 @@ from tests.agent.conftest import training_rows
 
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.runtime.model import LoadedModel
-from lightship_agent.serving.dataplane import DataPlane, InferRequest, InferResponse, Tensor
+from lightship_agent.serving.dataplane import DataPlane
+from lightship_agent.serving.tensors import InferRequest, InferResponse, Tensor
 
 Models = Callable[..., LoadedModel]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -175,6 +176,65 @@ def test_install_returns_the_model_it_replaced_and_remove_the_last(plane: DataPl
     assert plane.remove("pump") is second
     assert plane.remove("pump") is None
     assert plane.models() == ()
+
+
+def test_a_version_that_was_replaced_answers_whoever_names_it_and_is_counted_but_not_watched(
+    plane: DataPlane, watcher: Watcher, make_model: Models
+) -> None:
+    first, second = plane.get(), make_model(2, kind="three-classes", flip=True)
+    plane.install(second)
+    pinned, plain = (plane.infer(ask(training_rows(2), model="pump", version=v)) for v in ("1", None))
+    assert (pinned.parameters["digest"], plain.parameters["digest"]) == (first.digest, second.digest)
+    assert np.array_equal(by_name(pinned)["scores"].data, first.predict(training_rows(2)).scores)  # type: ignore[arg-type]
+    assert watcher.seen == [(second.digest, 2, plain.id)]
+    assert {s.model.version: s.requests for s in plane.stats("pump")} == {1: 1, 2: 1}
+    assert [r.version for r in plane.running()] == [2]
+    assert plane.models() == (second,)
+    assert set(plane.resident()) == {first, second}
+    assert set(plane.hot) == {b"pump", b"pump/versions/1", b"pump/versions/2"}
+
+
+def test_what_is_kept_beside_answers_by_version_and_is_watched_only_if_kept_so(
+    plane: DataPlane, watcher: Watcher, make_model: Models
+) -> None:
+    challenger = make_model(3, kind="three-classes")
+    plane.keep(challenger, watched=True)
+    assert plane.infer(ask(training_rows(1), model="pump", version="3", id="a")).model_version == "3"
+    assert plane.infer(ask(training_rows(1), model="pump", id="b")).model_version == "1"
+    assert [request_id for _, _, request_id in watcher.seen] == ["a", "b"]
+
+
+def test_what_is_dropped_answers_nobody_and_the_current_version_can_not_be_dropped(
+    plane: DataPlane, make_model: Models
+) -> None:
+    first, second = plane.get(), make_model(2, kind="three-classes")
+    plane.install(second)
+    assert plane.drop(second.digest) is None
+    assert plane.drop(first.digest) is first
+    assert plane.drop(first.digest) is None
+    gone = refusal(plane, ask(training_rows(1), model="pump", version="1"))
+    assert (gone.code, "pump is at 2" in str(gone)) == ("serving.unknown-model", True)
+    assert plane.resident() == (second,)
+    assert set(plane.hot) == {b"pump", b"pump/versions/2"}
+
+
+def test_going_back_counts_anew(plane: DataPlane, make_model: Models) -> None:
+    first = plane.get()
+    plane.infer(ask(training_rows(1)))
+    plane.install(make_model(2, kind="three-classes"))
+    plane.install(first)
+    assert plane.get() is first
+    assert {s.model.version: s.requests for s in plane.stats()} == {1: 0, 2: 0}
+
+
+def test_who_found_a_model_before_a_swap_is_answered_by_it_and_watched(
+    plane: DataPlane, watcher: Watcher, make_model: Models
+) -> None:
+    found = plane.find("pump")
+    plane.install(make_model(2, kind="three-classes"))
+    plane.drop(found.model.digest)
+    assert plane.answer(ask(training_rows(1), id="late"), by=found).model_version == "1"
+    assert watcher.seen == [(found.model.digest, 1, "late")]
 
 
 def test_an_observer_that_fails_costs_no_prediction(make_model: Models, caplog: pytest.LogCaptureFixture) -> None:

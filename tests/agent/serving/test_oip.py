@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightship_agent.contract.codes import ServingError
-from lightship_agent.serving.dataplane import InferResponse, Tensor
 from lightship_agent.serving.oip import DTYPES, MAX_BODY, Encoding, decode_infer, encode_infer
+from lightship_agent.serving.tensors import InferResponse, Tensor
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

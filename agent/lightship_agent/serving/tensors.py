@@ -1,0 +1,126 @@
+"""Serving: requests and answers as named tensors, and what the schema makes of them. It knows no transport.
+
+Rules: what is not exactly what the schema asks for is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lightship_agent.contract.codes import DataError, ServingError
+from lightship_agent.contract.schema import FeatureSchema
+from lightship_agent.runtime.model import LoadedModel, Prediction
+
+MAX_ROWS: Final = 65_536  # per request
+MAX_ID: Final = 128  # characters of a client's request id
+
+
+class Tensor(msgspec.Struct, frozen=True, eq=False):
+    """A named tensor: `data` is a flat or shaped array of `datatype`, or a list of str for BYTES."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+class InferRequest(msgspec.Struct, frozen=True, eq=False):
+    """What to predict. No model: the only one. No version: the one that is served. No outputs: all."""
+
+    inputs: tuple[Tensor, ...]
+    model: str | None = None
+    version: str | None = None
+    id: str = ""
+    outputs: tuple[str, ...] = ()
+
+
+class InferResponse(msgspec.Struct, frozen=True, eq=False):
+    """The answer, and in `parameters` the digest of the bundle that gave it."""
+
+    model_name: str
+    model_version: str
+    id: str
+    parameters: Mapping[str, str]
+    outputs: tuple[Tensor, ...]
+
+
+def output_names(model: LoadedModel) -> tuple[str, ...]:
+    """The tensors a model can answer with: label, class and scores, or value."""
+    if model.outputs.task == "regression":
+        return ("value",)
+    return ("label", "class", "scores") if model.outputs.score_output else ("label", "class")
+
+
+def claimed_rows(inputs: tuple[Tensor, ...]) -> int:
+    """How many rows a refused request meant, as far as can be told and at most `MAX_ROWS`."""
+    shape = inputs[0].shape if inputs else ()
+    return max(1, min(shape[0], MAX_ROWS)) if len(shape) == 2 else 1
+
+
+def input_rows(inputs: tuple[Tensor, ...], schema: FeatureSchema) -> npt.NDArray[np.float32]:
+    """The rows in the one input tensor, float32 `[n, width]`, as the schema wants them.
+
+    Raises:
+        ServingError: serving.input, serving.too-large.
+    """
+    if len(inputs) != 1 or inputs[0].name != schema.input_name:
+        found = ", ".join(repr(t.name[:64]) for t in inputs[:8])
+        raise ServingError("serving.input", f"Expected one input {schema.input_name!r}, found {found or 'none'}.")
+    tensor = inputs[0]
+    if not isinstance(tensor.data, np.ndarray) or tensor.data.dtype.kind not in "fiub":
+        message = f"Expected numbers for {tensor.name!r}, found datatype {tensor.datatype[:16]!r}."
+        raise ServingError("serving.input", message)
+    width, shape = schema.width, tensor.shape
+    rows = shape[0] if len(shape) == 2 else 1
+    if shape not in ((rows, width), (width,)) or rows < 1 or tensor.data.size != rows * width:
+        message = f"Expected shape [rows, {width}] or [{width}], found {list(shape)} with {tensor.data.size} numbers."
+        raise ServingError("serving.input", message)
+    if rows > MAX_ROWS:
+        raise ServingError("serving.too-large", f"Expected at most {MAX_ROWS} rows, found {rows}.")
+    try:
+        return schema.check_rows(as_float32(tensor.data).reshape(rows, width))
+    except DataError as e:
+        raise ServingError("serving.input", str(e)) from e
+
+
+def as_float32(data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Numbers as float32: floats are rounded as JSON decimals are, integers must be exact.
+
+    Raises:
+        ServingError: serving.input for an integer float32 can't hold.
+    """
+    if data.dtype == np.float32:
+        return data
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and the schema refuses that
+        cast = data.astype(np.float32)
+    # Compared as float64, which holds every integer up to 2⁵³; beyond it the largest magnitude decides.
+    if data.dtype.kind in "iu" and (
+        np.any(cast.astype(np.float64) != data.astype(np.float64)) or np.any(np.abs(cast) > 2.0**53)
+    ):
+        message = "An integer is too large to be exact as float32; send FP32 or FP64 if rounding is meant."
+        raise ServingError("serving.input", message)
+    return cast
+
+
+def answered(model: LoadedModel, prediction: Prediction, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+    """The tensors of those names, in that order."""
+    return tuple(_output(model, prediction, name) for name in names)
+
+
+def _output(model: LoadedModel, prediction: Prediction, name: str) -> Tensor:
+    rows = len(prediction)
+    if name == "label":
+        assert prediction.labels is not None
+        words = model.outputs.labels
+        return Tensor(name, "BYTES", (rows,), [words[i] for i in prediction.labels.tolist()])
+    if name == "class":
+        return Tensor(name, "INT64", (rows,), prediction.labels)
+    if name == "scores":
+        return Tensor(name, "FP32", (rows, len(model.outputs.labels)), prediction.scores)
+    assert prediction.values is not None
+    return Tensor(name, "FP32", (rows,), prediction.values.reshape(rows))
