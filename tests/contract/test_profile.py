@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lightship_agent.contract.codes import DataError
+from lightship_agent.contract.moments import Moments, Products
 from lightship_agent.contract.profile import (
     EXTRA_CELLS,
     MAX_BINS,
     SCORE_BINS,
     Binner,
+    FeatureBins,
     ReferenceProfile,
     WindowCounts,
     count_outputs,
@@ -25,6 +27,7 @@ from lightship_agent.contract.profile import (
     empty_counts,
     profile_features,
 )
+from lightship_agent.contract.quality import QualityCount, merge_quality
 
 Floats = npt.NDArray[np.float32]
 ANY = st.floats(width=32)
@@ -118,6 +121,41 @@ def test_a_column_without_a_value_cannot_be_profiled(column: list[float]) -> Non
     assert refused.value.code == "data.empty"
 
 
+# Categories ----------------------------------------------------------------------------------------------------------
+
+COLOURS = tuple(f"colour {i}" for i in range(60))
+
+
+def test_a_category_is_a_bin_and_a_new_one_is_over() -> None:
+    codes = np.array([[0, 5], [59, 6], [59, 7], [60, 5], [-1, 5], [np.nan, 5], [250, 5], [1e9, 5]], dtype=np.float32)
+    reference = np.stack([np.arange(60), np.arange(60)], axis=1).astype(np.float32)
+    features = profile_features(reference, ("colour", "b"), {"colour": COLOURS})
+
+    cells = Binner(features).count(codes)[: features[0].cells]
+
+    assert features[0].categories == COLOURS
+    assert features[0].counts == (0, *(1,) * 60, 0, 0)
+    assert (cells[0], cells[1], cells[60], cells[-2], cells[-1]) == (1, 1, 2, 3, 1)
+    assert cells.sum() == len(codes)
+
+
+@given(rows=hnp.arrays(np.float32, st.tuples(st.integers(1, 30), st.just(2)), elements=ANY))
+def test_every_code_lands_in_exactly_one_cell(rows: Floats) -> None:
+    features = profile_features(np.zeros((3, 2), np.float32), ("a", "b"), {"a": COLOURS[:7], "b": COLOURS[:1]})
+    counts = Binner(features).count(rows)
+
+    for j, cells in enumerate(np.split(counts, [features[0].cells])):
+        column, last = rows[:, j], len(features[j].categories) - 1
+        assert cells.sum() == len(rows)
+        assert (cells[0], cells[-2], cells[-1]) == ((column < 0).sum(), (column > last).sum(), np.isnan(column).sum())
+
+
+def test_bins_of_categories_that_are_not_their_codes_are_refused() -> None:
+    with pytest.raises(DataError) as refused:
+        FeatureBins(name="c", low=0.0, high=2.0, edges=(1.0,), counts=(0,) * 5, categories=("x", "y"))
+    assert refused.value.code == "data.profile-mismatch"
+
+
 # Merge ---------------------------------------------------------------------------------------------------------------
 
 NUMBER = st.integers(0, 2**60)
@@ -127,9 +165,19 @@ def window_counts(cells: int = 5, classes: int = 2) -> st.SearchStrategy[WindowC
     def cell(n: int) -> st.SearchStrategy[tuple[int, ...]]:
         return st.lists(NUMBER, min_size=n, max_size=n).map(tuple)
 
+    def maybe(n: int) -> st.SearchStrategy[tuple[int, ...]]:
+        return st.just(()) | cell(n)
+
+    signed = st.lists(st.integers(-(2**60), 2**60), min_size=2, max_size=2).map(tuple)
+    moments = st.builds(Moments, rows=NUMBER, pairs=NUMBER, sums=signed, squares=signed, lags=signed)
     return st.builds(
         WindowCounts, rows=NUMBER, counts=cell(cells), predictions=cell(classes), scores=cell(3), labelled=NUMBER,
-        errors=NUMBER,
+        errors=NUMBER, invalid=NUMBER, distances=maybe(3), values=maybe(4), moments=st.none() | moments,
+        products=st.none() | st.builds(Products, rows=NUMBER, sums=signed), residuals=maybe(2),
+        residual_sums=st.just(()) | signed,
+        quality=st.lists(
+            st.builds(QualityCount, st.sampled_from(["stuck", "type"]), st.integers(-1, 1), NUMBER), max_size=3
+        ).map(lambda some: merge_quality(tuple(some), ())),
     )  # fmt: skip
 
 

@@ -14,7 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightship_agent.contract.codes import WireError
-from lightship_agent.contract.messages import AnyRecord, Command, Envelope, Heartbeat, Labels, State, Update, Window
+from lightship_agent.contract.messages import (
+    AnyRecord,
+    Command,
+    Envelope,
+    Fault,
+    Heartbeat,
+    Labels,
+    State,
+    Together,
+    Update,
+    Window,
+)
+from lightship_agent.contract.moments import Moments, Products
+from lightship_agent.contract.quality import FOUND, REFUSED, QualityCount
 from lightship_agent.contract.wire import (
     COMPRESS_ABOVE,
     MAX_INFLATED,
@@ -50,19 +63,51 @@ def windows() -> st.SearchStrategy[Window]:
         opened=st.integers(0, 2**53),
         rows=st.integers(0, 2**31),
         counts=counts,
-    )
+        distances=counts,
+        values=counts,
+        moments=st.none() | moments(),
+        quality=st.lists(st.builds(QualityCount, st.sampled_from([*REFUSED, *FOUND, "later"]), st.integers(-1, 9),
+                                   st.integers(0, 2**53)), max_size=3).map(tuple),
+    )  # fmt: skip
+
+
+def sums(size: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.integers(-(2**63), 2**63 - 1), min_size=size, max_size=size).map(tuple)
+
+
+def moments() -> st.SearchStrategy[Moments]:
+    rows = st.integers(0, 2**31)
+    return st.builds(Moments, rows=rows, pairs=rows, sums=sums(4), squares=sums(4), lags=sums(4))
+
+
+def together() -> st.SearchStrategy[Together]:
+    number = st.integers(0, 2**31)
+    return st.builds(
+        Together, s=st.integers(1, 99), t=number, model=st.just("pump"), digest=st.just(DIGEST), schema=st.just(DIGEST),
+        first=number, w=number, products=st.builds(Products, rows=number, sums=sums(10)),
+    )  # fmt: skip
+
+
+def faults() -> st.SearchStrategy[Fault]:
+    number = st.integers(0, 1_000)
+    return st.builds(
+        Fault, s=st.integers(1, 99), t=number, model=st.just("pump"), digest=st.just(DIGEST), schema=st.just(DIGEST),
+        w=number, kind=st.sampled_from(["stuck", "unit"]), feature=st.just("speed"), raised=st.booleans(),
+        rate=st.floats(0, 1),
+    )  # fmt: skip
 
 
 def labels() -> st.SearchStrategy[Labels]:
     number = st.integers(0, 1_000)
     return st.builds(
         Labels, s=st.integers(1, 99), t=number, model=st.just("pump"), digest=st.just(DIGEST), schema=st.just(DIGEST),
-        w=number, labelled=number, errors=number,
+        w=number, labelled=number, errors=number, residuals=st.lists(number, max_size=24).map(tuple),
+        residual_sums=st.just(()) | sums(2),
     )  # fmt: skip
 
 
-@given(records=st.lists(windows() | labels(), min_size=1, max_size=5), lo=st.integers(0, 2**40))
-def test_an_envelope_arrives_as_it_was_sent(records: list[Window | Labels], lo: int) -> None:
+@given(records=st.lists(windows() | labels() | together() | faults(), min_size=1, max_size=5), lo=st.integers(0, 2**40))
+def test_an_envelope_arrives_as_it_was_sent(records: list[AnyRecord], lo: int) -> None:
     sent = Envelope(e="0123456789abcdef", b=1, us=5, lo=lo, r=tuple(records))
 
     assert unpack(pack(sent), Envelope) == sent
@@ -213,3 +258,11 @@ def test_canonical_json_is_json_and_does_not_depend_on_the_order_of_keys(value: 
 def test_what_json_cannot_say_is_refused(value: object) -> None:
     with pytest.raises(WireError):
         canonical_json({"x": value})
+
+
+def test_what_a_window_does_not_have_takes_no_room() -> None:
+    window = Window(s=1, t=1, model="m", version=1, digest=DIGEST, schema=DIGEST, w=1, opened=1, rows=1, counts=(1,))
+
+    assert list(msgspec.msgpack.decode(encode(window))) == [
+        "k", "s", "t", "model", "version", "digest", "schema", "w", "opened", "rows", "counts",
+    ]  # fmt: skip

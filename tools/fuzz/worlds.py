@@ -35,6 +35,8 @@ from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.codes import LightshipError
 from lightship_agent.contract.device_api import ACKED_HEADER, EnrolReply, Paths
 from lightship_agent.contract.media import MediaWriter, assignment_name, member_order, target_name
+from lightship_agent.contract.moments import Moments, Products
+from lightship_agent.contract.quality import QualityCount
 from lightship_agent.contract.wire import encode, pack, sha256_hex
 from lightship_agent.link import client, enrol, identity
 from lightship_agent.link.identity import certificate_request, new_key
@@ -70,7 +72,12 @@ def records() -> list[messages.AnyRecord]:
     return [
         messages.Heartbeat(s=1, t=1, running=(running,), health={"disk_free_mb": 9.0}, degraded=("storage.full",)),
         messages.Window(s=2, t=1, model="pump", version=1, digest=digest, schema=schema, w=0, opened=1, rows=3,
-                        counts=(1, 2, 3)),
+                        counts=(1, 2, 3), distances=(1, 2), values=(3,), quality=(QualityCount("stuck", 0, 1),),
+                        moments=Moments(rows=3, pairs=2, sums=(1, -1), squares=(2, 2), lags=(0, -2))),
+        messages.Together(s=6, t=1, model="pump", digest=digest, schema=schema, first=0, w=7,
+                          products=Products(rows=3, sums=(2, -1, 2))),
+        messages.Fault(s=7, t=1, model="pump", digest=digest, schema=schema, w=0, kind="stuck", feature="speed",
+                       raised=True, rate=1.0),
         messages.Labels(s=3, t=1, model="pump", digest=digest, schema=schema, w=0, labelled=2, errors=1),
         messages.Update(s=4, t=1, rollout="ro", seq=1, digest=digest, state="failed", code="update.golden"),
         messages.LabelledRows(s=5, t=1, model="pump", digest=digest, schema=schema, x=((1.0, None),), y=("a",)),

@@ -4,7 +4,8 @@ Rules:
 * one publish carries one envelope with 1..N records; (device, epoch, record seq) identifies a record for ever,
   and ingest is idempotent by that key;
 * the epoch is random and new whenever the device's outbox is created or lost; seq counts from 1 within it;
-* counts are additive: a window is closed once, labels that arrive later come as `Labels` for that window;
+* counts are additive: a window is closed once, labels that arrive later come as `Labels` for that window, and the
+  products of its features as `Together`, with those of its neighbours: they are too many for every window;
 * times are wall-clock milliseconds with a clock quality; order comes from seq, never from wall time;
 * raw rows leave the device only as `LabelledRows`, which is off by default.
 """
@@ -14,6 +15,10 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 
 import msgspec
+
+from .moments import Moments, Products, Sums
+from .profile import WindowCounts
+from .quality import Quality
 
 MAX_RECORDS: Final = 500
 
@@ -57,8 +62,11 @@ class Heartbeat(Record, frozen=True, kw_only=True, tag="heartbeat"):
     degraded: tuple[Name, ...] = ()  # codes of what keeps it from doing all its work
 
 
-class Window(Record, frozen=True, kw_only=True, tag="window"):
-    """Counts of one closed window of one stream (bundle digest, schema digest)."""
+class Window(Record, frozen=True, kw_only=True, tag="window", omit_defaults=True):
+    """Counts of one closed window of one stream (bundle digest, schema digest).
+
+    The vectors are laid out as the profile's parts of the same name, and absent where the profile has none.
+    """
 
     model: Name
     version: int
@@ -71,10 +79,42 @@ class Window(Record, frozen=True, kw_only=True, tag="window"):
     predictions: Counts = ()
     scores: Counts = ()
     invalid: Count = 0  # rows refused by the schema
+    distances: Counts = ()  # D²
+    values: Counts = ()  # a regressor's predictions
+    moments: Moments | None = None
+    quality: Quality = ()
+
+    def content(self) -> WindowCounts:
+        """The counts alone, which merge."""
+        return WindowCounts(
+            rows=self.rows,
+            counts=self.counts,
+            predictions=self.predictions,
+            scores=self.scores,
+            invalid=self.invalid,
+            distances=self.distances,
+            values=self.values,
+            moments=self.moments,
+            quality=self.quality,
+        )
 
 
-class Labels(Record, frozen=True, kw_only=True, tag="labels"):
-    """Late labels, counted for the window in which the prediction was made."""
+class Together(Record, frozen=True, kw_only=True, tag="together"):
+    """Products of features over the windows `first` to `w` of a stream, both included."""
+
+    model: Name
+    digest: Digest
+    schema: Digest
+    first: Count
+    w: Count
+    products: Products
+
+
+class Labels(Record, frozen=True, kw_only=True, tag="labels", omit_defaults=True):
+    """Late labels, counted for the window in which the prediction was made.
+
+    Of a regressor, `errors` are residuals beyond the bound of the profile.
+    """
 
     model: Name
     digest: Digest
@@ -82,6 +122,21 @@ class Labels(Record, frozen=True, kw_only=True, tag="labels"):
     w: Count
     labelled: Count
     errors: Count
+    residuals: Counts = ()  # of a regressor: cells of the profile's residual bins
+    residual_sums: Sums = ()  # of their steps: Σ, Σ²
+
+
+class Fault(Record, frozen=True, kw_only=True, tag="fault", omit_defaults=True):
+    """A hard data-quality fault that the device found by itself: said once when it begins, once when it is over."""
+
+    model: Name
+    digest: Digest
+    schema: Digest
+    w: Count  # the window that showed it
+    kind: Name  # stuck | unit | missing | range | category
+    feature: Name
+    raised: bool  # False: it is over
+    rate: float = 0.0  # share of the window's rows that show it
 
 
 class Update(Record, frozen=True, kw_only=True, tag="update"):
@@ -105,7 +160,7 @@ class LabelledRows(Record, frozen=True, kw_only=True, tag="rows"):
     y: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_RECORDS)]
 
 
-AnyRecord = Heartbeat | Window | Labels | Update | LabelledRows
+AnyRecord = Heartbeat | Window | Together | Labels | Fault | Update | LabelledRows
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,9 @@ Rules:
 * the same comparison (`>=` on float32) bins the training data and the device's rows, so a value can't fall
   into different bins on the two sides;
 * per feature the layout is [under, bin 0 … bin m, over, missing]; ties are merged, so m ≤ 19;
-* counts are integers and merge is `+`: associative, commutative, bit-exact.
+* of a categorical feature, bin i is category i (its code in the tensor), and `over` is "a new one";
+* counts are integers and merge is `+`: associative, commutative, bit-exact;
+* what an older profile or window does not have is absent, and absent is the neutral element of merge.
 
 Source of the design: reference-quantile bins with two-sample tests on counts, `docs/concepts.md#drift`.
 """
@@ -13,29 +15,38 @@ Source of the design: reference-quantile bins with two-sample tests on counts, `
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from .codes import DataError
+from .moments import MAX_JOINT, Moments, Products, Scales, Sums, add
+from .projection import Projection
+from .quality import Quality, merge_quality
 
 MAX_BINS: Final = 20  # per feature, before ties are merged
+MAX_CATEGORIES: Final = 250  # a cell is a byte
 SCORE_BINS: Final = 21  # of the top class's score, per predicted class
 #: under, over, missing
 EXTRA_CELLS: Final = 3
 
 
-class FeatureBins(msgspec.Struct, frozen=True, kw_only=True):
-    """Cut points of one feature: bin i holds edges[i-1] <= x < edges[i], within [low, high]."""
+class FeatureBins(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Cut points of one feature: bin i holds edges[i-1] <= x < edges[i], within [low, high].
+
+    With `categories`, the edges are 1, 2, … and bin i holds the code i of categories[i]: bins that have no order, and
+    are not to be merged with their neighbours.
+    """
 
     name: str
     low: float
     high: float
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+    categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Cut points ascend and the counts fit them.
@@ -45,7 +56,10 @@ class FeatureBins(msgspec.Struct, frozen=True, kw_only=True):
         """
         cuts = (self.low, *self.edges, self.high)
         ordered = all(a < b for a, b in itertools.pairwise(cuts[:-1])) and cuts[-2] <= cuts[-1]
-        if not ordered or len(self.edges) >= MAX_BINS or len(self.counts) != self.cells:
+        if self.categories:
+            ordered = cuts == category_cuts(self.categories)
+        most = MAX_CATEGORIES if self.categories else MAX_BINS
+        if not ordered or len(self.edges) >= most or len(self.counts) != self.cells:
             raise DataError("data.profile-mismatch", f"Feature {self.name!r}: edges or counts are inconsistent.")
         if min(self.counts) < 0:
             raise DataError("data.profile-mismatch", f"Feature {self.name!r}: negative count.")
@@ -54,6 +68,56 @@ class FeatureBins(msgspec.Struct, frozen=True, kw_only=True):
     def cells(self) -> int:
         """The number of counts of this feature."""
         return len(self.edges) + 1 + EXTRA_CELLS
+
+
+class MomentReference(msgspec.Struct, frozen=True, kw_only=True):
+    """How the reference features moved together: what a window's moments, products and distances are compared with.
+
+    `inverse` and `distance` are absent where the model is wider than `MAX_JOINT`; `distance` was counted on held-out
+    rows, since on the rows an inverse covariance was made from all distances are too short. The moments' `lags` speak
+    of the order of the training rows: of a dataset that was shuffled they say nothing.
+    """
+
+    scales: Scales
+    moments: Moments
+    products: Products | None = None
+    inverse: bytes = b""  # of the covariance of z; float32 little-endian, upper triangle
+    distance: FeatureBins | None = None  # D², named "distance"
+
+    def __post_init__(self) -> None:
+        """All parts are of one width.
+
+        Raises:
+            DataError: data.profile-mismatch.
+        """
+        width = self.scales.width
+        triangle = width * (width + 1) // 2
+        parts = [len(self.moments.sums), len(self.moments.squares), len(self.moments.lags)]
+        joint = self.products is not None
+        fits = not joint or (width <= MAX_JOINT and len(self.inverse) == 4 * triangle and self.distance is not None)
+        if parts != [width] * 3 or not fits or (self.products is not None and len(self.products.sums) != triangle):
+            raise DataError("data.profile-mismatch", "The profile's moments are not of one width.")
+
+
+class ResidualReference(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a regressor was from the truth (truth - prediction) on held-out rows.
+
+    A label counts as an error when the residual is beyond ±`bound`, which on held-out rows it was in the share
+    `errors / labelled` of the profile. Its steps are residual / `scale` in the `moments` module's sense.
+    """
+
+    bins: FeatureBins  # of the residual, named "residual"
+    scale: float
+    bound: float
+
+    def __post_init__(self) -> None:
+        """Scale and bound are positive.
+
+        Raises:
+            DataError: data.profile-mismatch.
+        """
+        if not (0 < self.scale < np.inf and 0 < self.bound < np.inf):
+            raise DataError("data.profile-mismatch", "The profile's residuals: scale and bound are positive numbers.")
 
 
 class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +130,26 @@ class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
     scores: tuple[int, ...] = ()  # [classes × SCORE_BINS], flat
     labelled: int = 0  # held-out rows the error rate was measured on
     errors: int = 0
+    hits: tuple[int, ...] = ()  # of `scores`, how many were right: what a score was worth on held-out rows
+    values: FeatureBins | None = None  # a regressor's predictions on held-out rows, named "value"
+    residuals: ResidualReference | None = None  # of a regressor
+    moments: MomentReference | None = None
+    projection: Projection | None = None  # then the features are its numbers
     version: int = 1
+
+    def __post_init__(self) -> None:
+        """Moments and projection speak of the profile's features.
+
+        Raises:
+            DataError: data.profile-mismatch.
+        """
+        names = tuple(f.name for f in self.features)
+        if self.moments is not None and self.moments.scales.width != len(names):
+            raise DataError("data.profile-mismatch", "The profile's moments are of another width than its features.")
+        if self.projection is not None and self.projection.names != names:
+            raise DataError("data.profile-mismatch", "The profile's features are not its projection's numbers.")
+        if self.hits and len(self.hits) != len(self.scores):
+            raise DataError("data.profile-mismatch", "The profile has hits for other scores than it counts.")
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -80,7 +163,7 @@ class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
         return np.concatenate([np.asarray(f.counts, dtype=np.int64) for f in self.features])
 
 
-class WindowCounts(msgspec.Struct, frozen=True, kw_only=True):
+class WindowCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Counts over some rows: of one device's window, or of many merged."""
 
     rows: int
@@ -89,6 +172,14 @@ class WindowCounts(msgspec.Struct, frozen=True, kw_only=True):
     scores: tuple[int, ...] = ()
     labelled: int = 0
     errors: int = 0
+    invalid: int = 0  # rows refused
+    distances: tuple[int, ...] = ()  # cells of `MomentReference.distance`
+    values: tuple[int, ...] = ()  # cells of `ReferenceProfile.values`
+    moments: Moments | None = None
+    products: Products | None = None
+    residuals: tuple[int, ...] = ()  # cells of `ResidualReference.bins`, as labels come
+    residual_sums: Sums = ()  # of their steps: Σ, Σ²
+    quality: Quality = ()
 
     def __add__(self, other: WindowCounts) -> WindowCounts:
         """Merge: addition, cell by cell.
@@ -98,18 +189,33 @@ class WindowCounts(msgspec.Struct, frozen=True, kw_only=True):
         """
         return WindowCounts(
             rows=self.rows + other.rows,
-            counts=_add(self.counts, other.counts),
-            predictions=_add(self.predictions, other.predictions),
-            scores=_add(self.scores, other.scores),
+            counts=add(self.counts, other.counts),
+            predictions=add(self.predictions, other.predictions),
+            scores=add(self.scores, other.scores),
             labelled=self.labelled + other.labelled,
             errors=self.errors + other.errors,
+            invalid=self.invalid + other.invalid,
+            distances=_merge(self.distances, other.distances),
+            values=_merge(self.values, other.values),
+            moments=_both(self.moments, other.moments),
+            products=_both(self.products, other.products),
+            residuals=_merge(self.residuals, other.residuals),
+            residual_sums=_merge(self.residual_sums, other.residual_sums),
+            quality=merge_quality(self.quality, other.quality),
         )
 
 
-def _add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    if len(a) != len(b):
-        raise DataError("data.profile-mismatch", f"Can't merge {len(a)} counts with {len(b)}.")
-    return tuple(x + y for x, y in zip(a, b, strict=True))
+_Part = TypeVar("_Part", Moments, Products)
+
+
+def _both(a: _Part | None, b: _Part | None) -> _Part | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return a + b
+
+
+def _merge(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    return add(a, b) if a and b else a or b
 
 
 def empty_counts(profile: ReferenceProfile) -> WindowCounts:
@@ -132,12 +238,15 @@ class Binner:
     def __init__(self, features: Sequence[FeatureBins | Cuts]) -> None:
         """Lay the cut points out as matrices padded with +inf."""
         self.width = len(features)
-        depth = max(len(f.edges) for f in features)
-        self._edges = np.full((depth, self.width), np.inf, dtype=np.float32)
-        for j, f in enumerate(features):
-            self._edges[: len(f.edges), j] = f.edges
+        # Where bins are codes, nothing is to be compared.
+        edges = [() if isinstance(f, FeatureBins) and f.categories else f.edges for f in features]
+        self._edges = np.full((max(map(len, edges)), self.width), np.inf, dtype=np.float32)
+        for j, cuts in enumerate(edges):
+            self._edges[: len(cuts), j] = cuts
         self._low = np.array([f.low for f in features], dtype=np.float32)
         self._high = np.array([f.high for f in features], dtype=np.float32)
+        codes = [j for j, f in enumerate(features) if isinstance(f, FeatureBins) and f.categories]
+        self._codes = np.array(codes, dtype=np.intp)
         cells = np.array([len(f.edges) + 1 + EXTRA_CELLS for f in features])
         self._over = (cells - 2).astype(np.uint8)
         self._missing = (cells - 1).astype(np.uint8)
@@ -151,6 +260,9 @@ class Binner:
         cell = np.ones(rows.shape, dtype=np.uint8)
         for edge in self._edges:
             cell += rows >= edge
+        if len(self._codes):
+            codes = np.nan_to_num(rows[:, self._codes], nan=0.0)
+            cell[:, self._codes] = 1 + np.clip(codes, 0, MAX_CATEGORIES).astype(np.uint8)
         cell[rows < self._low] = 0
         over = rows > self._high
         if over.any():
@@ -170,6 +282,12 @@ class Cuts(msgspec.Struct, frozen=True):
     edges: tuple[float, ...]
 
 
+def category_cuts(categories: Sequence[str]) -> tuple[float, ...]:
+    """Low, edges and high of categories: the codes 0, 1, 2 …, and none beyond the last."""
+    last = float(len(categories) - 1)
+    return (0.0, *(float(i) for i in range(1, len(categories))), last)
+
+
 def cut_points(column: npt.NDArray[np.float32], bins: int = MAX_BINS) -> Cuts:
     """Reference-quantile cut points of a float32 column; ties merged, NaN ignored.
 
@@ -187,21 +305,38 @@ def cut_points(column: npt.NDArray[np.float32], bins: int = MAX_BINS) -> Cuts:
     return Cuts(low, high, tuple(float(c) for c in cuts if c > low))
 
 
-def profile_features(rows: npt.NDArray[np.float32], names: Sequence[str]) -> tuple[FeatureBins, ...]:
+def profile_features(
+    rows: npt.NDArray[np.float32], names: Sequence[str], categories: Mapping[str, Sequence[str]] | None = None
+) -> tuple[FeatureBins, ...]:
     """Bins and counts of every column of `rows` (float32 `[n, features]`).
 
+    Args:
+        rows: the reference; of a categorical feature, the codes.
+        names: in column order.
+        categories: of the features that are categorical, by name.
+
     Raises:
-        DataError: data.empty.
+        DataError: data.empty; data.profile-mismatch for too many categories.
     """
-    cuts = [cut_points(rows[:, j]) for j in range(rows.shape[1])]
-    counts = Binner(cuts).count(rows)
+    empty = [_empty_bins(rows[:, j], name, (categories or {}).get(name, ())) for j, name in enumerate(names)]
+    counts = Binner(empty).count(rows)
     out, at = [], 0
-    for name, c in zip(names, cuts, strict=True):
-        end = at + len(c.edges) + 1 + EXTRA_CELLS
-        cell_counts = tuple(int(v) for v in counts[at:end])
-        out.append(FeatureBins(name=name, low=c.low, high=c.high, edges=c.edges, counts=cell_counts))
-        at = end
+    for bins in empty:
+        out.append(msgspec.structs.replace(bins, counts=tuple(counts[at : at + bins.cells].tolist())))
+        at += bins.cells
     return tuple(out)
+
+
+def _empty_bins(column: npt.NDArray[np.float32], name: str, categories: Sequence[str]) -> FeatureBins:
+    if categories:
+        low, *edges, high = category_cuts(categories)
+        cuts = Cuts(low, high, tuple(edges))
+    else:
+        cuts = cut_points(column)
+    cells = len(cuts.edges) + 1 + EXTRA_CELLS
+    return FeatureBins(
+        name=name, low=cuts.low, high=cuts.high, edges=cuts.edges, counts=(0,) * cells, categories=tuple(categories)
+    )
 
 
 def count_outputs(
