@@ -150,6 +150,16 @@ def test_every_code_lands_in_exactly_one_cell(rows: Floats) -> None:
         assert (cells[0], cells[-2], cells[-1]) == ((column < 0).sum(), (column > last).sum(), np.isnan(column).sum())
 
 
+def test_hundreds_of_categories_have_cells_of_their_own() -> None:
+    many = tuple(f"word {i}" for i in range(700))
+    codes = np.array([[0], [255], [256], [699], [700], [np.nan]], dtype=np.float32)
+
+    cells = Binner(profile_features(codes[:1], ("word",), {"word": many})).count(codes)
+
+    assert np.flatnonzero(cells).tolist() == [1, 256, 257, 700, 701, 702]
+    assert set(cells.tolist()) == {0, 1}
+
+
 def test_bins_of_categories_that_are_not_their_codes_are_refused() -> None:
     with pytest.raises(DataError) as refused:
         FeatureBins(name="c", low=0.0, high=2.0, edges=(1.0,), counts=(0,) * 5, categories=("x", "y"))

@@ -19,7 +19,18 @@ from .source import ROOT
 __all__ = ["ROOT", "render_all"]
 
 #: Contract modules with structs, in the order in which a reader meets them.
-_CONTRACT = ("messages", "assignment", "manifest", "schema", "profile", "moments", "quality", "projection", "bundle", "device_api")
+_CONTRACT = (
+    "messages",
+    "assignment",
+    "manifest",
+    "schema",
+    "profile",
+    "moments",
+    "quality",
+    "projection",
+    "bundle",
+    "device_api",
+)
 
 
 def render_all() -> dict[str, str]:

@@ -22,13 +22,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from .categories import MAX_CATEGORIES
 from .codes import DataError
 from .moments import MAX_JOINT, Moments, Products, Scales, Sums, add
 from .projection import Projection
 from .quality import Quality, merge_quality
 
 MAX_BINS: Final = 20  # per feature, before ties are merged
-MAX_CATEGORIES: Final = 250  # a cell is a byte
 SCORE_BINS: Final = 21  # of the top class's score, per predicted class
 #: under, over, missing
 EXTRA_CELLS: Final = 3
@@ -58,7 +58,7 @@ class FeatureBins(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         ordered = all(a < b for a, b in itertools.pairwise(cuts[:-1])) and cuts[-2] <= cuts[-1]
         if self.categories:
             ordered = cuts == category_cuts(self.categories)
-        most = MAX_CATEGORIES if self.categories else MAX_BINS
+        most = MAX_CATEGORIES + 1 if self.categories else MAX_BINS
         if not ordered or len(self.edges) >= most or len(self.counts) != self.cells:
             raise DataError("data.profile-mismatch", f"Feature {self.name!r}: edges or counts are inconsistent.")
         if min(self.counts) < 0:
@@ -248,8 +248,9 @@ class Binner:
         codes = [j for j, f in enumerate(features) if isinstance(f, FeatureBins) and f.categories]
         self._codes = np.array(codes, dtype=np.intp)
         cells = np.array([len(f.edges) + 1 + EXTRA_CELLS for f in features])
-        self._over = (cells - 2).astype(np.uint8)
-        self._missing = (cells - 1).astype(np.uint8)
+        self._cell: type[np.uint8 | np.uint16] = np.uint8 if cells.max() <= np.iinfo(np.uint8).max else np.uint16
+        self._over = (cells - 2).astype(self._cell)
+        self._missing = (cells - 1).astype(self._cell)
         self._start = np.concatenate([[0], np.cumsum(cells)[:-1]]).astype(np.int64)
         self.cells = int(cells.sum())
 
@@ -257,12 +258,12 @@ class Binner:
         """Counts of `rows` (float32 `[n, width]`), flat int64 `[cells]`."""
         if not len(rows):
             return np.zeros(self.cells, dtype=np.int64)
-        cell = np.ones(rows.shape, dtype=np.uint8)
+        cell = np.ones(rows.shape, dtype=self._cell)
         for edge in self._edges:
             cell += rows >= edge
         if len(self._codes):
             codes = np.nan_to_num(rows[:, self._codes], nan=0.0)
-            cell[:, self._codes] = 1 + np.clip(codes, 0, MAX_CATEGORIES).astype(np.uint8)
+            cell[:, self._codes] = 1 + np.clip(codes, 0, self._over[self._codes] - 2).astype(self._cell)
         cell[rows < self._low] = 0
         over = rows > self._high
         if over.any():
