@@ -35,10 +35,11 @@ class AsyncClient:
 
         Raises:
             LinkError: link.unreachable for an address that can't be one.
+            ServingError: serving.unknown-model without a model, over a broker.
         """
         kind, where = parse_address(address)
-        self._wire: Wire = FrameWire() if kind == "frames" else HttpWire()
-        self._transport: _Transport = _Frames(where) if kind == "frames" else _Http(kind, where)
+        self._wire: Wire = FrameWire() if kind in {"frames", "mqtt"} else HttpWire()
+        self._transport: _Transport = _transport(kind, where, model)
         self._model = model
         self._found: Known | None = None  # until something says that another model is served by now
         self._timeout, self._retries = timeout, retries
@@ -110,6 +111,12 @@ class AsyncClient:
             attempt += 1
 
 
+def _transport(kind: str, where: str, model: str | None) -> _Transport:
+    if kind == "mqtt":
+        return _Mqtt(where, model)
+    return _Frames(where) if kind == "frames" else _Http(kind, where)
+
+
 class _Http:
     def __init__(self, kind: str, where: str) -> None:
         import httpx
@@ -168,8 +175,28 @@ class _Frames:
         if self._streams is not None:
             writer = self._streams[1]
             self._streams = None
-            writer.close()
+            writer.transport.abort()  # a question that nobody waits for any more need not arrive
 
     async def close(self) -> None:
         async with self._lock:
             await self._drop()
+
+
+class _Mqtt:
+    def __init__(self, url: str, model: str | None) -> None:
+        from .broker import Broker
+
+        self._broker = Broker(url, model)
+
+    async def send(self, ask: Ask, seconds: float) -> Got:
+        ends = time.monotonic() + max(0.001, seconds)
+        if not self._broker.listening:  # once per connection, so that a thread may wait for it
+            await asyncio.to_thread(self._broker.listen, max(0.001, seconds))
+        try:
+            async with asyncio.timeout(max(0.0, ends - time.monotonic())):
+                return Got(await asyncio.wrap_future(self._broker.ask(ask.body)))
+        except TimeoutError as e:
+            raise LinkError("link.slow", f"No agent answered over the broker within {seconds:.3g} s.") from e
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._broker.close)

@@ -327,7 +327,7 @@ def pause(error: LightshipError, got: Got | None, attempt: int) -> float | None:
 
 
 def parse_address(address: str) -> tuple[str, str]:
-    """What is spoken there, "http", "unix" or "frames", and where.
+    """What is spoken there, "http", "unix", "frames" or "mqtt", and where.
 
     Raises:
         LinkError: link.unreachable for an address that can't be one.
@@ -337,5 +337,7 @@ def parse_address(address: str) -> tuple[str, str]:
         return "http", address.rstrip("/")
     if kind in {"unix", "frames"} and where:
         return kind, where
-    message = f"Expected http://host:port, unix:/path or frames:/path, found {address[:80]!r}."
+    if kind in {"mqtt", "mqtts"} and where.startswith("//"):
+        return "mqtt", address
+    message = f"Expected http://host:port, unix:/path, frames:/path or mqtt://host:port, found {address[:80]!r}."
     raise LinkError("link.unreachable", message)

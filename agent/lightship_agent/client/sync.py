@@ -32,8 +32,8 @@ class Client:
     """An agent, as seen from a program; safe to use from several threads, which take turns over frames.
 
     Args:
-        address: `http://host:port`, `unix:/path` or `frames:/path`.
-        model: which model; the only one that is served when None.
+        address: `http://host:port`, `unix:/path`, `frames:/path`, or `mqtt://[user:password@]host:port` (`mqtts`: TLS).
+        model: which model; the only one that is served when None. Over a broker it must be named.
         timeout: seconds for a whole call.
         retries: how often a call is repeated while the agent is overloaded, has no model yet or can't be reached.
     """
@@ -43,10 +43,11 @@ class Client:
 
         Raises:
             LinkError: link.unreachable for an address that can't be one.
+            ServingError: serving.unknown-model without a model, over a broker.
         """
         kind, where = parse_address(address)
-        self._wire: Wire = FrameWire() if kind == "frames" else HttpWire()
-        self._transport: _Transport = _Frames(where) if kind == "frames" else _Http(kind, where)
+        self._wire: Wire = FrameWire() if kind in {"frames", "mqtt"} else HttpWire()
+        self._transport: _Transport = _transport(kind, where, model)
         self._model = model
         self._found: Known | None = None  # until something says that another model is served by now
         self._timeout, self._retries = timeout, retries
@@ -115,6 +116,12 @@ class Client:
                     raise
             time.sleep(seconds)
             attempt += 1
+
+
+def _transport(kind: str, where: str, model: str | None) -> _Transport:
+    if kind == "mqtt":
+        return _Mqtt(where, model)
+    return _Frames(where) if kind == "frames" else _Http(kind, where)
 
 
 class _Http:
@@ -195,3 +202,24 @@ class _Frames:
     def close(self) -> None:
         with self._lock:
             self._drop()
+
+
+class _Mqtt:
+    def __init__(self, url: str, model: str | None) -> None:
+        from .broker import Broker
+
+        self._broker = Broker(url, model)
+
+    def send(self, ask: Ask, seconds: float) -> Got:
+        ends = time.monotonic() + max(0.001, seconds)
+        self._broker.listen(max(0.001, seconds))
+        answer = self._broker.ask(ask.body)
+        try:
+            return Got(answer.result(max(0.0, ends - time.monotonic())))
+        except TimeoutError as e:
+            raise LinkError("link.slow", f"No agent answered over the broker within {seconds:.3g} s.") from e
+        finally:
+            answer.cancel()
+
+    def close(self) -> None:
+        self._broker.close()

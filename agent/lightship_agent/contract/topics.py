@@ -19,6 +19,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 ROOT: Final = "lightship/v1"
+#: The MQTT 5 content type of a question to a model that is a frame's body, and not a record.
+FRAME_TYPE: Final = "application/vnd.lightship.frame"
 UP_KINDS: Final = ("state", "tele", "event")
 
 

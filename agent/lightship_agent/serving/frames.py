@@ -107,10 +107,10 @@ class FrameFace:
         """
         return model.answer_all(asked)
 
-    def respond(self, frame: bytes) -> Reply | Awaitable[Reply]:
-        """The answer to any frame, or what will be it."""
+    def respond(self, frame: bytes, *, only: str | None = None) -> Reply | Awaitable[Reply]:
+        """The answer to any frame, or what will be it; of no other model than `only`, if one is named."""
         try:
-            outcome = self._route(frame)
+            outcome = self._route(frame, only)
         except Exception as e:  # noqa: BLE001 - the last fence, see _explain
             return self._explain(e)
         return outcome if isinstance(outcome, Reply) else self._fenced(outcome)
@@ -135,11 +135,15 @@ class FrameFace:
         self._plane.count_error("serving.runtime")
         return Reply(_error(ServingError("serving.runtime", "The agent failed to answer; its log says more.")))
 
-    def _route(self, frame: bytes) -> Reply | Awaitable[Reply]:
+    def _route(self, frame: bytes, only: str | None) -> Reply | Awaitable[Reply]:
         try:
             asked = _DECODE(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             return self.refuse(ServingError("serving.malformed", f"Expected a request in MessagePack: {e}."))
+        if only is not None:
+            if asked.model not in (None, only):
+                return self.refuse(ServingError("serving.unknown-model", f"Only {only!r} is asked here."))
+            asked.model = only
         model = self._find(asked).model
         if asked.do == "ready":
             said = {"ready": True, "model": model.name, "version": model.version, "digest": model.digest}

@@ -4,6 +4,7 @@ Rules:
 * what is not answered at once waits in a bounded queue; beyond it a message is dropped, and counted serving.overloaded;
 * a sensor's message that can't be predicted is counted by its code and logged once per code, a request's is answered
   with it;
+* a request whose content type says so is a frame's body, and answered with one (serving.frames), by that topic's model;
 * an answer goes to the topic of answers, or to one below it that the request names: nobody has us publish elsewhere;
 * retained messages are from before, and not predicted again with every connection;
 * it reconnects for ever, and its absence costs the other faces nothing.
@@ -11,10 +12,11 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +27,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from lightship_agent.contract.codes import ServingError, SettingsError
+from lightship_agent.contract.topics import FRAME_TYPE
 from lightship_agent.runtime.model import LoadedModel
 
 from .bindings import Bindings, Requests, Sensor, matches, parse_bindings, read_message, record_of
 from .dataplane import DataPlane
+from .frames import LENGTH, FrameFace
+from .http1 import Reply
 from .records import answers, request_of
 
 _MAX_MESSAGE: Final = 256 * 1024  # bytes
@@ -52,6 +57,8 @@ class MqttFace:
             SettingsError: settings.invalid when a file that the bindings name can't be read.
         """
         self._plane, self._bindings = plane, bindings
+        self._frames = FrameFace(plane)
+        self._runner = asyncio.Runner()  # of the thread, for frames that another one answers
         self._waiting: queue.Queue[paho.MQTTMessage | None] = queue.Queue(_WAITING)
         self._logged: set[str] = set()
         self.listening = threading.Event()  # whether the broker has taken our subscriptions, once
@@ -94,6 +101,10 @@ class MqttFace:
             self._log(ServingError("serving.overloaded", f"{_WAITING} messages wait already."))
 
     def _work(self) -> None:
+        with self._runner:
+            self._take_all()
+
+    def _take_all(self) -> None:
         while (message := self._waiting.get()) is not None:
             try:
                 self._take(message)
@@ -102,8 +113,13 @@ class MqttFace:
                 self._plane.count_error("serving.runtime")
 
     def _take(self, message: paho.MQTTMessage) -> None:
+        is_frame = getattr(message.properties, "ContentType", "") == FRAME_TYPE
         for request in self._bindings.requests:
-            if matches(request.asked_on, message.topic):
+            if not matches(request.asked_on, message.topic):
+                continue
+            if is_frame:
+                self._answer_frame(request, message)
+            else:
                 self._answer(request, message)
         for sensor in self._bindings.sensors:
             if matches(sensor.topic, message.topic):
@@ -139,6 +155,16 @@ class MqttFace:
             said = {"code": e.code, "error": str(e)}
         self._publish(topic, said, bound.format, getattr(properties, "CorrelationData", None))
 
+    def _answer_frame(self, bound: Requests, message: paho.MQTTMessage) -> None:
+        topic, properties = bound.answered_on, message.properties
+        try:
+            topic = _answer_topic(properties, topic)
+            outcome = self._frames.respond(_body(message), only=bound.model)
+            reply = outcome if isinstance(outcome, Reply) else self._runner.run(_awaited(outcome))
+        except ServingError as e:
+            reply = self._frames.refuse(e)
+        self._send(topic, reply.body[LENGTH.size :], getattr(properties, "CorrelationData", None))
+
     def _ask(self, name: str | None, rows: Callable[[LoadedModel], list[Any]]) -> list[dict[str, Any]]:
         try:
             found = self._plane.find(name)
@@ -152,6 +178,9 @@ class MqttFace:
 
     def _publish(self, topic: str, said: Any, how: str, correlation: bytes | None = None) -> None:
         body = msgspec.json.encode(said) if how == "json" else msgspec.msgpack.encode(said)
+        self._send(topic, body, correlation)
+
+    def _send(self, topic: str, body: bytes, correlation: bytes | None) -> None:
         properties = None
         if correlation is not None:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -173,11 +202,19 @@ def load_bindings(path: Path) -> Bindings:
     return parse_bindings(_text(path), str(path))
 
 
-def _read(message: paho.MQTTMessage, how: str) -> Any:
+async def _awaited(outcome: Awaitable[Reply]) -> Reply:
+    return await outcome
+
+
+def _body(message: paho.MQTTMessage) -> bytes:
     if len(message.payload) > _MAX_MESSAGE:
         text = f"Expected messages of at most {_MAX_MESSAGE} bytes, found {len(message.payload)}."
         raise ServingError("serving.too-large", text)
-    return read_message(bytes(message.payload), how)
+    return bytes(message.payload)
+
+
+def _read(message: paho.MQTTMessage, how: str) -> Any:
+    return read_message(_body(message), how)
 
 
 def _answer_topic(properties: Properties | None, topic: str) -> str:
