@@ -53,6 +53,7 @@ AGENT_WORDS = {
     "prediction for feedback; row i of several is `id:i`.",
     "/v2/models/{model}[/versions/{version}]/predict": "The same by feature name: a JSON record, a list of them, or "
     "`text/csv` with a header; see [docs/serving.md](../serving.md#records). `X-Request-Id` becomes the `id`.",
+    "/v2/models/stats": "The same of every resident model.",
     "/v2/models/{model}[/versions/{version}]/stats": "Requests, rows, latency, errors by code.",
     "/v2/models/{model}/feedback": "What was true: one `{id, label}` or a list of them.",
     "/v2/repository/index": "The models that serve here.",

@@ -31,6 +31,8 @@ from lightship_agent.contract import topics
 from lightship_agent.contract.codes import ServingError, SettingsError
 from lightship_agent.contract.schema import FeatureSchema
 
+from .keys import check_value_keys
+
 
 class Broker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A broker on this device, or beside it."""
@@ -169,9 +171,12 @@ def read_message(payload: bytes, how: str) -> Any:
     """
     decode = msgspec.json.decode if how == "json" else msgspec.msgpack.decode
     try:
-        return decode(payload)
+        found = decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as e:
         raise ServingError("serving.malformed", f"Expected a message in {how}: {e}.") from e
+    if how == "json":
+        check_value_keys(payload, found)
+    return found
 
 
 def record_of(message: Any, sensor: Sensor, schema: FeatureSchema) -> dict[str, Any]:

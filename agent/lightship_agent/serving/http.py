@@ -23,11 +23,14 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from lightship_agent.contract.codes import ServingError
+from lightship_agent.runtime.model import LoadedModel
 
+from .compression import compressed
 from .dataplane import HOT_ROW_MS, DataPlane
 from .hot import MAX_BODY as HOT_BODY
 from .hot import HotModel, HotRow
 from .http1 import Reply, Request
+from .keys import check_keys
 from .metrics import CONTENT_TYPE as METRICS_TYPE
 from .oip import MAX_BODY, decode_infer, encode_error, encode_infer, model_metadata, server_metadata
 from .records import answers, decode_records
@@ -100,6 +103,7 @@ class HttpApp:
             (r"/v2/health/ready", "GET", self._ready),
             (r"/v2/health", "GET", self._health),
             (r"/metrics", "GET", self._metrics),
+            (r"/v2/models/stats", "GET", self._all_stats),
             (model + "/ready", "GET", self._model_ready),
             (model + "/stats", "GET", self._stats),
             (model, "GET", self._model),
@@ -212,9 +216,10 @@ class HttpApp:
             raise
         text, length = encode_infer(self.plane.answer(request), encoding)
         if length is None:
-            return Reply(text)
+            return compressed(Reply(text), call.headers)
         headers = ((b"inference-header-content-length", b"%d" % length),)
-        return Reply(text, content_type=b"application/octet-stream", headers=headers)
+        reply = Reply(text, content_type=b"application/octet-stream", headers=headers)
+        return compressed(reply, call.headers)
 
     def _predict(self, call: Call) -> Reply | Awaitable[Reply]:
         if len(call.body) <= _INLINE_BODY and self._is_fast(call):
@@ -236,7 +241,7 @@ class HttpApp:
             self.plane.count_error(e.code)
             raise
         told = answers(self.plane.answer(asked.request, by=found), found.model.outputs.labels)
-        return _json(told if asked.is_list else told[0])
+        return compressed(_json(told if asked.is_list else told[0]), call.headers)
 
     def _is_fast(self, call: Call) -> bool:
         try:
@@ -267,19 +272,36 @@ class HttpApp:
         return _json(server_metadata())
 
     def _model(self, call: Call) -> Reply:
-        return _json(model_metadata(self.plane.get(call.model, call.version)))
+        return _json(model_metadata(self._found(call)))
+
+    def _found(self, call: Call) -> LoadedModel:
+        try:
+            return self.plane.get(call.model, call.version)
+        except ServingError as e:
+            self.plane.count_error(e.code)
+            raise
+
+    def _parsed(self, body: bytes, kind: type[T]) -> T:
+        try:
+            return _decode(body, kind)
+        except ServingError as e:
+            self.plane.count_error(e.code)
+            raise
 
     def _model_ready(self, call: Call) -> Reply:
-        model = self.plane.get(call.model, call.version)
+        model = self._found(call)
         return _json({"name": model.name, "ready": True})
 
     def _stats(self, call: Call) -> Reply:
-        asked = self.plane.get(call.model, call.version)
+        asked = self._found(call)
         told = [s for s in self.plane.stats(asked.name) if call.version is None or s.model is asked]
         return _json({"model_stats": [_stat(s) for s in told]})
 
+    def _all_stats(self, _call: Call) -> Reply:
+        return _json({"model_stats": [_stat(s) for s in self.plane.stats()]})
+
     def _index(self, call: Call) -> Reply:
-        _decode(call.body or b"{}", _Index)  # everything listed is ready, so `ready` changes nothing
+        self._parsed(call.body or b"{}", _Index)  # everything listed is ready, so `ready` changes nothing
         rows = [
             {"name": m.name, "version": str(m.version), "state": "READY", "reason": ""} for m in self.plane.resident()
         ]
@@ -288,8 +310,8 @@ class HttpApp:
     async def _feedback(self, call: Call) -> Reply:
         body = call.body
         if not body.lstrip().startswith(b"["):
-            return await self._aside(self._take_label, call.model, _decode(body, _Label))
-        labels = _decode(body, list[_Label])
+            return await self._aside(self._take_label, call.model, self._parsed(body, _Label))
+        labels = self._parsed(body, list[_Label])
         if len(labels) > _MAX_LABELS:
             message = f"Expected at most {_MAX_LABELS} labels, found {len(labels)}."
             raise ServingError("serving.too-large", message)
@@ -380,9 +402,11 @@ def _header_length(headers: Mapping[bytes, bytes]) -> int | None:
 
 def _decode(body: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=kind)
+        found = msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ServingError("serving.malformed", f"The body is not what this path expects: {e}.") from e
+    check_keys(body)
+    return found
 
 
 def _label_text(label: str | float) -> str:

@@ -32,7 +32,7 @@ from lightship_agent.runtime.golden import check_golden
 from lightship_agent.runtime.model import LoadedModel, Prediction, load_model
 from lightship_agent.runtime.ort import onnxruntime
 
-from .tensors import as_float32
+from .named import as_float32
 
 
 class Target(msgspec.Struct):

@@ -3,6 +3,7 @@
 Rules:
 * pure: bytes in, requests out, and back; bounds are checked before anything large is built;
 * numbers are numbers: a string, a boolean among floats or a number out of its datatype's range is refused;
+* a key that occurs twice, or an input, is refused: nobody can say which was meant;
 * JSON null stands for NaN in floating-point tensors, and the schema decides whether that may be;
 * binary tensors follow the JSON in order, little-endian, row-major; BYTES as u32 length + bytes each.
 
@@ -23,8 +24,10 @@ import numpy.typing as npt
 
 from lightship_agent import __version__
 from lightship_agent.contract.codes import ServingError
+from lightship_agent.contract.schema import FeatureSchema
 from lightship_agent.runtime.model import LoadedModel
 
+from .keys import check_keys
 from .tensors import MAX_ROWS, InferRequest, InferResponse, Tensor
 
 MAX_BODY: Final = 16 * 1024 * 1024  # bytes
@@ -46,19 +49,19 @@ class _In(msgspec.Struct):
     shape: list[int]
     datatype: str
     data: msgspec.Raw = msgspec.Raw(b"")
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class _Out(msgspec.Struct):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class _Request(msgspec.Struct):
     inputs: list[_In]
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[_Out] = []
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Out] | None = None
 
 
 class _TensorJson(msgspec.Struct, omit_defaults=True):
@@ -77,6 +80,8 @@ class _ResponseJson(msgspec.Struct):
     outputs: list[_TensorJson]
 
 
+_LENGTH: Final = struct.Struct("<I")
+_BYTES: Final = np.dtype("S")
 _REQUEST: Final = msgspec.json.Decoder(_Request)
 _ENCODER: Final = msgspec.json.Encoder()
 #: The common case, flat data, decodes straight into the right Python numbers.
@@ -85,12 +90,14 @@ _FLAT: Final[dict[str, msgspec.json.Decoder[Any]]] = {
     "i": msgspec.json.Decoder(list[int]),
     "u": msgspec.json.Decoder(list[int]),
     "b": msgspec.json.Decoder(list[bool]),
+    "S": msgspec.json.Decoder(list[str]),
 }
 _LEAVES: Final[dict[str, tuple[type, ...]]] = {
     "f": (float, int, type(None)),
     "i": (int,),
     "u": (int,),
     "b": (bool,),
+    "S": (str, type(None)),
 }
 
 
@@ -133,9 +140,12 @@ def decode_infer(
     if not 0 < len(parsed.inputs) <= _MAX_INPUTS:
         message = f"Expected 1 to {_MAX_INPUTS} inputs, found {len(parsed.inputs)}."
         raise ServingError("serving.malformed", message)
+    check_keys(text, [bytes(tensor.data) for tensor in parsed.inputs])
+    if len({tensor.name for tensor in parsed.inputs}) != len(parsed.inputs):
+        raise ServingError("serving.input", "Expected each input once.")
     inputs, at = [], 0
     for tensor in parsed.inputs:
-        size = tensor.parameters.get("binary_data_size")
+        size = tensor.parameters.get("binary_data_size") if tensor.parameters else None
         if size is None:
             inputs.append(_json_tensor(tensor))
         else:
@@ -148,8 +158,8 @@ def decode_infer(
         inputs=tuple(inputs),
         model=model,
         version=version,
-        id=parsed.id,
-        outputs=tuple(out.name for out in parsed.outputs),
+        id=parsed.id or "",
+        outputs=tuple(out.name for out in parsed.outputs or ()),
     )
     return request, _encoding(parsed)
 
@@ -197,16 +207,30 @@ def model_metadata(model: LoadedModel) -> dict[str, Any]:
         "name": model.name,
         "versions": [str(model.version)],
         "platform": "onnx_onnxv1",
-        "inputs": [{"name": model.schema.input_name, "datatype": "FP32", "shape": [-1, model.schema.width]}],
+        "inputs": _described_inputs(model.schema),
         "outputs": outputs,
         "parameters": {
             "digest": model.digest,
             "schema_digest": model.schema_digest,
             "features": list(model.schema.names),
             "labels": list(model.outputs.labels),
+            **({"categories": _categories(model.schema)} if model.schema.has_categories else {}),
             "max_rows": MAX_ROWS,
         },
     }
+
+
+def _described_inputs(schema: FeatureSchema) -> list[dict[str, Any]]:
+    """One tensor; or where words are among the features, one input for each, which is what can hold them."""
+    if not schema.has_categories:
+        return [{"name": schema.input_name, "datatype": "FP32", "shape": [-1, schema.width]}]
+    return [
+        {"name": f.name, "datatype": "BYTES" if f.is_categorical else "FP32", "shape": [-1]} for f in schema.features
+    ]
+
+
+def _categories(schema: FeatureSchema) -> dict[str, list[str]]:
+    return {f.name: list(f.levels) for f in schema.features if f.is_categorical}
 
 
 def _split(body: bytes, header_length: int | None) -> tuple[bytes, bytes]:
@@ -219,14 +243,17 @@ def _split(body: bytes, header_length: int | None) -> tuple[bytes, bytes]:
 
 
 def _encoding(parsed: _Request) -> Encoding:
-    default = parsed.parameters.get("binary_data_output") is True
-    chosen = {o.name: o.parameters["binary_data"] is True for o in parsed.outputs if "binary_data" in o.parameters}
+    default = (parsed.parameters or {}).get("binary_data_output") is True
+    told = [(o.name, o.parameters) for o in parsed.outputs or () if o.parameters]
+    chosen = {name: parameters["binary_data"] is True for name, parameters in told if "binary_data" in parameters}
     return Encoding(default, chosen) if default or chosen else _JSON_ONLY
 
 
 def _dtype(tensor: _In) -> np.dtype[Any]:
+    if tensor.datatype == "BYTES":
+        return _BYTES
     if tensor.datatype not in DTYPES:
-        known = ", ".join(DTYPES)
+        known = ", ".join((*DTYPES, "BYTES"))
         raise ServingError(
             "serving.input", f"{tensor.name[:64]!r}: expected one of {known}; found {tensor.datatype[:16]!r}."
         )
@@ -237,10 +264,14 @@ def _elements(tensor: _In) -> int:
     if not 0 < len(tensor.shape) <= MAX_RANK or min(tensor.shape) < 0:
         message = f"{tensor.name[:64]!r}: expected 1 to {MAX_RANK} dimensions of 0 or more, found {tensor.shape[:9]}."
         raise ServingError("serving.input", message)
-    if max(tensor.shape) > MAX_ROWS:
-        message = f"{tensor.name[:64]!r}: expected dimensions up to {MAX_ROWS}, found {max(tensor.shape)}."
+    if tensor.shape[0] > MAX_ROWS:
+        message = f"{tensor.name[:64]!r}: expected at most {MAX_ROWS} rows, found {tensor.shape[0]}."
         raise ServingError("serving.too-large", message)
-    return math.prod(tensor.shape)
+    elements = math.prod(tensor.shape)
+    if elements > MAX_BODY:
+        message = f"{tensor.name[:64]!r}: expected at most {MAX_BODY} elements, found {elements}."
+        raise ServingError("serving.too-large", message)
+    return elements
 
 
 def _json_tensor(tensor: _In) -> Tensor:
@@ -250,18 +281,29 @@ def _json_tensor(tensor: _In) -> Tensor:
     raw = bytes(tensor.data)
     if not raw:
         raise ServingError("serving.malformed", f"{tensor.name[:64]!r} has neither data nor binary_data_size.")
-    # A comma stands between two numbers: what holds too many is refused before it becomes objects.
-    if raw.count(b",") >= max(1, elements):
-        message = f"{tensor.name[:64]!r}: shape {tensor.shape} is {elements} numbers, found more."
+    if _least(raw, dtype.kind) > max(1, elements):
+        message = f"{tensor.name[:64]!r}: shape {tensor.shape} is {elements} elements, found more."
         raise ServingError("serving.input", message)
     try:
         flat = _FLAT[dtype.kind].decode(raw)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         flat = _flatten(tensor.name, raw, dtype.kind)
     if len(flat) != elements:
-        message = f"{tensor.name[:64]!r}: shape {tensor.shape} is {elements} numbers, found {len(flat)}."
+        message = f"{tensor.name[:64]!r}: shape {tensor.shape} is {elements} elements, found {len(flat)}."
         raise ServingError("serving.input", message)
-    return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), _array(tensor, flat, dtype))
+    return Tensor(
+        tensor.name,
+        tensor.datatype,
+        tuple(tensor.shape),
+        flat if dtype.kind == "S" else _array(tensor, flat, dtype),
+    )
+
+
+def _least(raw: bytes, kind: str) -> int:
+    """How many elements JSON data has at least: what holds too many is refused before it becomes objects."""
+    if kind != "S":
+        return raw.count(b",") + 1  # a comma stands between two numbers
+    return (raw.count(b'"') - raw.count(b'\\"')) // 2  # a string may hold commas, and escaped quotes
 
 
 def _array(tensor: _In, flat: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -286,20 +328,20 @@ def _flatten(name: str, raw: bytes, kind: str) -> list[Any]:
 
 def _collect(name: str, value: Any, kind: str, flat: list[Any], depth: int) -> None:
     if not isinstance(value, list) or not depth:
-        _not_a_number(name, value)
+        _not_its_kind(name, value)
     allowed = _LEAVES[kind]
     for item in value:
         if isinstance(item, list):
             _collect(name, item, kind, flat, depth - 1)
         elif not isinstance(item, allowed) or (isinstance(item, bool) and kind != "b"):
-            _not_a_number(name, item)
+            _not_its_kind(name, item)
         else:
-            flat.append(math.nan if item is None else item)
+            flat.append(math.nan if item is None and kind == "f" else item)
 
 
-def _not_a_number(name: str, value: Any) -> NoReturn:
+def _not_its_kind(name: str, value: Any) -> NoReturn:
     found = "a deeper list" if isinstance(value, list) else f"{value!r:.40}"
-    raise ServingError("serving.input", f"{name[:64]!r}: expected a list of numbers of its datatype, found {found}.")
+    raise ServingError("serving.input", f"{name[:64]!r}: expected a list of what its datatype holds, found {found}.")
 
 
 def _blob_end(tensor: _In, size: object, at: int, length: int) -> int:
@@ -313,6 +355,8 @@ def _binary_tensor(tensor: _In, blob: bytes) -> Tensor:
     dtype, elements = _dtype(tensor), _elements(tensor)
     if bytes(tensor.data):
         raise ServingError("serving.malformed", f"{tensor.name[:64]!r} has both data and binary_data_size.")
+    if dtype.kind == "S":
+        return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), _words(tensor, blob, elements))
     expected = elements * dtype.itemsize
     if len(blob) != expected:
         message = f"{tensor.name[:64]!r}: {tensor.datatype} {tensor.shape} is {expected} bytes, found {len(blob)}."
@@ -322,9 +366,23 @@ def _binary_tensor(tensor: _In, blob: bytes) -> Tensor:
     return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), np.frombuffer(blob, dtype=dtype))
 
 
+def _words(tensor: _In, blob: bytes, elements: int) -> list[bytes]:
+    """The elements of a binary BYTES tensor, each behind its length."""
+    words: list[bytes] = []
+    at, end = 0, len(blob)
+    while at + 4 <= end and len(words) < elements:
+        (length,) = _LENGTH.unpack_from(blob, at)
+        at += 4 + length
+        words.append(blob[at - length : at])
+    if at != end or len(words) != elements:
+        message = f"{tensor.name[:64]!r}: expected {elements} elements, each behind its length as u32, in {end} bytes."
+        raise ServingError("serving.input", message)
+    return words
+
+
 def _blob(tensor: Tensor) -> bytes:
     if tensor.datatype == "BYTES":
         words = [word.encode() for word in tensor.data]
-        return b"".join(struct.pack("<I", len(word)) + word for word in words)
+        return b"".join(_LENGTH.pack(len(word)) + word for word in words)
     data: bytes = np.ascontiguousarray(tensor.data, dtype=DTYPES[tensor.datatype]).tobytes()
     return data

@@ -5,9 +5,8 @@ Rules:
 * the schema decides: every feature by its name, null or no entry only where it is nullable, no other names;
 * a number may come with its unit, and is converted where both units are known and measure the same; any other unit, and
   any unit for a feature that has none, is refused: a guess would be served as a measurement;
-* numbers are JSON numbers, or plain decimals in CSV: no strings, no booleans, no NaN.
-
-The schema knows numeric features only, so far: strings, categories and images have no place here yet.
+* numbers are JSON numbers, or plain decimals in CSV: no strings, no booleans, no NaN;
+* a category is its word as a string, read as training read it.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from lightship_agent.contract.codes import ServingError
+from lightship_agent.contract.categories import category
+from lightship_agent.contract.codes import DataError, ServingError
 from lightship_agent.contract.schema import Feature, FeatureSchema
 from lightship_agent.runtime.model import LoadedModel
 
+from .keys import check_value_keys
 from .tensors import MAX_ROWS, InferRequest, InferResponse, Tensor
 
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -67,7 +68,7 @@ def decode_records(body: bytes, content_type: str, model: LoadedModel, request_i
         ServingError: serving.malformed, serving.input, serving.too-large.
     """
     if content_type.partition(";")[0].strip().lower() == "text/csv":
-        names, table = _csv(body)
+        names, table = _csv(body, model.schema)
         records: list[Any] = [dict(zip(names, row, strict=True)) for row in table]
         is_list = True
     else:
@@ -119,7 +120,21 @@ def _row(index: int, record: Any, schema: FeatureSchema, features: Mapping[str, 
     if unknown:
         message = f"Record {index}: no feature {_short(unknown[0])}; expected {', '.join(schema.names[:20])}."
         raise ServingError("serving.input", message)
-    return [_number(index, f, record.get(f.name)) for f in schema.features]
+    return [(_word if f.is_categorical else _number)(index, f, record.get(f.name)) for f in schema.features]
+
+
+def _word(index: int, feature: Feature, value: Any) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, str):
+        message = f"Record {index}: {feature.name!r}: expected one of its categories as text, found {_short(value)}."
+        raise ServingError("serving.input", message)
+    try:
+        return float(feature.encode([category(value)])[0])
+    except DataError:
+        known = ", ".join(repr(word[:20]) for word in feature.levels[:10]) + (" …" if len(feature.levels) > 10 else "")
+        message = f"Record {index}: {feature.name!r}: expected one of {known}; found {_short(value)}."
+        raise ServingError("serving.input", message) from None
 
 
 def _number(index: int, feature: Feature, value: Any) -> float:
@@ -165,12 +180,14 @@ def _converted(index: int, feature: Feature, told: dict[Any, Any]) -> Any:
 
 def _json(body: bytes) -> Any:
     try:
-        return msgspec.json.decode(body)
+        found = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ServingError("serving.malformed", f"Expected a record in JSON, or a list of them: {e}.") from e
+    check_value_keys(body, found)
+    return found
 
 
-def _csv(body: bytes) -> tuple[list[str], list[list[float | None]]]:
+def _csv(body: bytes, schema: FeatureSchema) -> tuple[list[str], list[list[float | str | None]]]:
     try:
         lines = list(csv.reader(body.decode("utf-8-sig").splitlines(), strict=True))
     except (UnicodeDecodeError, csv.Error) as e:
@@ -183,15 +200,19 @@ def _csv(body: bytes) -> tuple[list[str], list[list[float | None]]]:
     names = [name.strip() for name in lines[0]]
     if len(set(names)) != len(names):
         raise ServingError("serving.malformed", "Expected each column once in the header.")
-    return names, [_cells(i, line, names) for i, line in enumerate(lines[1:])]
+    words = frozenset(f.name for f in schema.features if f.is_categorical)
+    return names, [_cells(i, line, names, words) for i, line in enumerate(lines[1:])]
 
 
-def _cells(index: int, line: list[str], names: list[str]) -> list[float | None]:
+def _cells(index: int, line: list[str], names: list[str], words: frozenset[str]) -> list[float | str | None]:
     if len(line) != len(names):
         message = f"Record {index}: expected {len(names)} cells, as in the header, found {len(line)}."
         raise ServingError("serving.input", message)
-    found: list[float | None] = []
+    found: list[float | str | None] = []
     for name, cell in zip(names, map(str.strip, line), strict=True):
+        if name in words:
+            found.append(cell)
+            continue
         if cell and (len(cell) > _MAX_CELL or not _NUMBER.fullmatch(cell)):
             message = f"Record {index}: {name[:64]!r}: expected a plain decimal number, found {_short(cell)}."
             raise ServingError("serving.input", message)

@@ -16,12 +16,14 @@ from lightship_agent.contract.codes import DataError, ServingError
 from lightship_agent.contract.schema import FeatureSchema
 from lightship_agent.runtime.model import LoadedModel, Prediction
 
+from .named import as_float32, named_rows
+
 MAX_ROWS: Final = 65_536  # per request
 MAX_ID: Final = 128  # characters of a client's request id
 
 
 class Tensor(msgspec.Struct, frozen=True, eq=False):
-    """A named tensor: `data` is a flat or shaped array of `datatype`, or a list of str for BYTES."""
+    """A named tensor: `data` is a flat or shaped array of `datatype`, or for BYTES a list of str, bytes or None."""
 
     name: str
     datatype: str
@@ -59,18 +61,21 @@ def output_names(model: LoadedModel) -> tuple[str, ...]:
 def claimed_rows(inputs: tuple[Tensor, ...]) -> int:
     """How many rows a refused request meant, as far as can be told and at most `MAX_ROWS`."""
     shape = inputs[0].shape if inputs else ()
-    return max(1, min(shape[0], MAX_ROWS)) if len(shape) == 2 else 1
+    return max(1, min(shape[0], MAX_ROWS)) if len(shape) == 2 or len(inputs) > 1 else 1
 
 
 def input_rows(inputs: tuple[Tensor, ...], schema: FeatureSchema) -> npt.NDArray[np.float32]:
-    """The rows in the one input tensor, float32 `[n, width]`, as the schema wants them.
+    """The rows in the one input tensor, or in one input per feature, float32 `[n, width]`, as the schema wants them.
 
     Raises:
         ServingError: serving.input, serving.too-large.
     """
     if len(inputs) != 1 or inputs[0].name != schema.input_name:
+        if inputs and {t.name for t in inputs} & set(schema.names):
+            return _checked(named_rows(inputs, schema), schema)
         found = ", ".join(repr(t.name[:64]) for t in inputs[:8])
-        raise ServingError("serving.input", f"Expected one input {schema.input_name!r}, found {found or 'none'}.")
+        message = f"Expected one input {schema.input_name!r}, found {found or 'none'}; or one for each feature."
+        raise ServingError("serving.input", message)
     tensor = inputs[0]
     if not isinstance(tensor.data, np.ndarray) or tensor.data.dtype.kind not in "fiub":
         message = f"Expected numbers for {tensor.name!r}, found datatype {tensor.datatype[:16]!r}."
@@ -80,31 +85,16 @@ def input_rows(inputs: tuple[Tensor, ...], schema: FeatureSchema) -> npt.NDArray
     if shape not in ((rows, width), (width,)) or rows < 1 or tensor.data.size != rows * width:
         message = f"Expected shape [rows, {width}] or [{width}], found {list(shape)} with {tensor.data.size} numbers."
         raise ServingError("serving.input", message)
-    if rows > MAX_ROWS:
-        raise ServingError("serving.too-large", f"Expected at most {MAX_ROWS} rows, found {rows}.")
+    return _checked(tensor.data.reshape(rows, width), schema)
+
+
+def _checked(matrix: npt.NDArray[Any], schema: FeatureSchema) -> npt.NDArray[np.float32]:
+    if len(matrix) > MAX_ROWS:
+        raise ServingError("serving.too-large", f"Expected at most {MAX_ROWS} rows, found {len(matrix)}.")
     try:
-        return schema.check_rows(as_float32(tensor.data).reshape(rows, width))
+        return schema.check_rows(as_float32(matrix))
     except DataError as e:
         raise ServingError("serving.input", str(e)) from e
-
-
-def as_float32(data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Numbers as float32: floats are rounded as JSON decimals are, integers must be exact.
-
-    Raises:
-        ServingError: serving.input for an integer float32 can't hold.
-    """
-    if data.dtype == np.float32:
-        return data
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and the schema refuses that
-        cast = data.astype(np.float32)
-    # Compared as float64, which holds every integer up to 2⁵³; beyond it the largest magnitude decides.
-    if data.dtype.kind in "iu" and (
-        np.any(cast.astype(np.float64) != data.astype(np.float64)) or np.any(np.abs(cast) > 2.0**53)
-    ):
-        message = "An integer is too large to be exact as float32; send FP32 or FP64 if rounding is meant."
-        raise ServingError("serving.input", message)
-    return cast
 
 
 def answered(model: LoadedModel, prediction: Prediction, names: tuple[str, ...]) -> tuple[Tensor, ...]:

@@ -141,7 +141,9 @@ def test_what_is_not_the_protocol_is_malformed(body: bytes) -> None:
         ([1], [1] * 9, "FP32"),
         ([[[[[[[[[[1]]]]]]]]]], [1], "FP32"),
         ([1], [1], "FP31"),
-        (["a"], [1], "BYTES"),
+        ([1], [1], "BYTES"),
+        (["a"], [2], "BYTES"),
+        (["a", "b,c", 'd"'], [2], "BYTES"),
     ],
 )
 def test_numbers_that_are_not_of_the_datatype_or_shape_are_refused(data: Any, shape: list[int], datatype: str) -> None:
