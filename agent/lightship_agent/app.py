@@ -38,6 +38,7 @@ from .runtime.compat import check_compatible
 from .runtime.memory import trim_memory
 from .runtime.model import LoadedModel, load_model
 from .runtime.ort import onnxruntime
+from .serving.access import access_of
 from .serving.dataplane import DataPlane
 from .serving.frames import FrameFace
 from .serving.http import create_app
@@ -68,7 +69,7 @@ class Agent:
 
         Raises:
             EnrolError: enrol.not-enrolled.
-            SettingsError: settings.port-taken, settings.invalid.
+            SettingsError: settings.port-taken, settings.exposed, settings.missing, settings.invalid.
             StorageError: storage.unwritable, storage.corrupt.
         """
         self._settings = settings
@@ -98,6 +99,13 @@ class Agent:
             app,
             host=settings.http_host,
             port=settings.http_port,
+            access=access_of(
+                certificate=settings.http_certificate_file,
+                key=settings.http_key_file,
+                client_ca=settings.http_client_ca_file,
+                tokens=settings.http_token_file,
+                hosts=settings.http_allowed_hosts,
+            ),
             unix_socket=socket,
             frames=FrameFace(self._plane),
             frames_socket=Path(settings.frames_socket) if settings.frames_socket else None,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .contract.codes import LightshipError, SettingsError
+from .contract.codes import CODES, LightshipError, SettingsError, error_of
 from .settings import SETTINGS, Settings, load_settings
 
 
@@ -44,7 +44,14 @@ def build_parser() -> argparse.ArgumentParser:
     key = _verb(verbs, "key", "Make the key this device will enrol with, and print its digest for the operator's list.")
     key.add_argument("--key-uri", default="", help="Print the digest of this key in a PKCS#11 token instead.")
     status = _verb(verbs, "status", "What the running agent serves and how it is.")
-    status.add_argument("--url", help="The agent's address; default: from the settings.")
+    status.add_argument("--url", help="The agent's address; default: from the settings, its Unix socket first.")
+    status.add_argument("--ca", help="PEM of the authority that verifies it over https; default: the system's.")
+    status.add_argument(
+        "--token-file", help="File that holds a token, where the agent wants one; - for standard input."
+    )
+    token = _verb(verbs, "token", "Make a token for a program that asks over HTTP; it is shown once.")
+    token.add_argument("name", metavar="NAME", help="What the token is called in the file.")
+    token.add_argument("--file", help="The token file; default: LIGHTSHIP_AGENT_HTTP_TOKEN_FILE.")
     verify = _verb(verbs, "verify", "Check a bundle file, or the committed one, by probing it on this machine.")
     verify.add_argument("bundle", nargs="?", help="An uncompressed bundle; default: the committed one.")
     retry = _verb(verbs, "retry", "Empty the penalty box, so that a bundle that failed here is tried again now.")
@@ -131,14 +138,21 @@ def _key(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _status(options: argparse.Namespace, settings: Settings) -> int:
-    import httpx
+def _new_token(options: argparse.Namespace, settings: Settings) -> int:
+    from .serving.access import add_token
 
-    url = options.url or f"http://{settings.http_host}:{settings.http_port}"
-    try:
-        said = httpx.get(f"{url}/v2/health", timeout=5.0).json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as e:
-        raise _no_agent(url, f"{type(e).__name__}: {e}") from e
+    file = options.file or settings.http_token_file
+    if not file:
+        raise SettingsError("settings.missing", "Name the token file: --file, or LIGHTSHIP_AGENT_HTTP_TOKEN_FILE.")
+    token = add_token(Path(file), options.name)
+    _show({"token": token}, as_json=True) if options.json else _print(token)
+    return 0
+
+
+def _status(options: argparse.Namespace, settings: Settings) -> int:
+    url, said = _ask_health(options, settings)
+    if isinstance(said, dict) and said.get("code") in CODES:
+        raise error_of(said["code"], str(said.get("error", "")))
     if not isinstance(said, dict) or not {"device", "running", "update", "link"} <= set(said):
         raise _no_agent(url, "something else does")
     if options.json:
@@ -159,6 +173,26 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         as_json=False,
     )
     return 0
+
+
+def _ask_health(options: argparse.Namespace, settings: Settings) -> tuple[str, Any]:
+    import ssl
+
+    import httpx
+
+    kind = "https" if settings.http_certificate_file else "http"
+    by_socket = not options.url and bool(settings.socket)
+    url = "http://localhost" if by_socket else options.url or f"{kind}://{settings.http_host}:{settings.http_port}"
+    token = _token(options.token_file).strip()
+    try:
+        verify = ssl.create_default_context(cafile=options.ca) if options.ca else True
+        transport = httpx.HTTPTransport(uds=settings.socket if by_socket else None, verify=verify)
+        with httpx.Client(transport=transport, timeout=5.0) as client:
+            reply = client.get(f"{url}/v2/health", headers={"authorization": f"Bearer {token}"} if token else {})
+            return url, reply.json()
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e:
+        where = settings.socket if by_socket else url
+        raise _no_agent(where, f"{type(e).__name__}: {e}") from e
 
 
 def _update_words(update: dict[str, Any]) -> str:
@@ -284,6 +318,7 @@ _VERBS = {
     "enrol": _enrol,
     "key": _key,
     "status": _status,
+    "token": _new_token,
     "verify": _verify,
     "import": _import,
     "retry": _retry,

@@ -35,8 +35,25 @@ class Setting:
 
 SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("state_dir", "/var/lib/lightship-agent", "Where identity, bundles and the outbox live."),
-    Setting("http_host", "127.0.0.1", "Address the HTTP endpoint binds to; keep it on loopback unless behind TLS."),
+    Setting(
+        "http_host",
+        "127.0.0.1",
+        "Address the HTTP endpoint binds to. Any but loopback needs TLS, and tokens or client certificates.",
+    ),
     Setting("http_port", "8500", "Port of the HTTP endpoint; 0 picks a free one."),
+    Setting("http_certificate_file", "", "PEM certificate and chain of the HTTP endpoint; empty: no TLS."),
+    Setting("http_key_file", "", "Its key, PEM, not encrypted."),
+    Setting("http_client_ca_file", "", "PEM of the authority whose certificates clients must show; empty: none."),
+    Setting(
+        "http_token_file",
+        "",
+        "Names and sha256 of the tokens that clients must show, as `lightship-agent token` writes it; empty: none.",
+    ),
+    Setting(
+        "http_allowed_hosts",
+        "",
+        "Names in Host that this agent answers to on loopback, beside localhost and 127.0.0.1; separated by commas.",
+    ),
     Setting("socket", "", "Path of a Unix socket that serves the same HTTP; empty: none."),
     Setting("frames_socket", "", "Path of a Unix socket for frames, the face of least latency; empty: none."),
     Setting(
@@ -100,6 +117,11 @@ class Settings:
     state_dir: Path
     http_host: str
     http_port: int
+    http_certificate_file: str
+    http_key_file: str
+    http_client_ca_file: str
+    http_token_file: str
+    http_allowed_hosts: str
     socket: str
     frames_socket: str
     bindings: str

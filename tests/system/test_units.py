@@ -118,6 +118,7 @@ def test_the_example_of_the_settings_file_names_real_settings_and_their_defaults
     assert shown
     assert set(shown) <= set(defaults)
     paths = {f"LIGHTSHIP_AGENT_{name}" for name in ("SOCKET", "FRAMES_SOCKET", "BINDINGS")}
+    paths |= {s.env for s in SETTINGS if s.name.startswith("http_") and s.name.endswith("_file")}
     wrong = {k for k, v in shown.items() if v != defaults[k] and k not in paths}
     assert wrong == set(), "paths are examples; the rest are the defaults"
     load_settings(shown)

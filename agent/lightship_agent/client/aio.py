@@ -6,14 +6,18 @@ import asyncio
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from lightship_agent.contract.codes import LightshipError, LinkError
 
 from .answers import FORGETTING, Answer, Ask, FrameWire, Got, HttpWire, Known, Wire, only_one, parse_address, pause
+from .sync import bearing, tls_to
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 _LENGTH: Final = struct.Struct("<I")
@@ -30,16 +34,27 @@ class _Transport(Protocol):
 class AsyncClient:
     """An agent, as seen from a coroutine; arguments and errors are those of `Client`."""
 
-    def __init__(self, address: str, *, model: str | None = None, timeout: float = 10.0, retries: int = 2) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        model: str | None = None,
+        timeout: float = 10.0,
+        retries: int = 2,
+        token: str = "",
+        ca: str | Path | None = None,
+        cert: tuple[str | Path, str | Path] | None = None,
+    ) -> None:
         """Nothing is connected yet.
 
         Raises:
             LinkError: link.unreachable for an address that can't be one.
+            SettingsError: settings.invalid for files that can't be used.
             ServingError: serving.unknown-model without a model, over a broker.
         """
         kind, where = parse_address(address)
         self._wire: Wire = FrameWire() if kind in {"frames", "mqtt"} else HttpWire()
-        self._transport: _Transport = _transport(kind, where, model)
+        self._transport: _Transport = _transport(kind, where, model, token, tls_to(where, ca, cert))
         self._model = model
         self._found: Known | None = None  # until something says that another model is served by now
         self._timeout, self._retries = timeout, retries
@@ -111,19 +126,21 @@ class AsyncClient:
             attempt += 1
 
 
-def _transport(kind: str, where: str, model: str | None) -> _Transport:
+def _transport(kind: str, where: str, model: str | None, token: str, tls: ssl.SSLContext | bool) -> _Transport:
     if kind == "mqtt":
         return _Mqtt(where, model)
-    return _Frames(where) if kind == "frames" else _Http(kind, where)
+    return _Frames(where) if kind == "frames" else _Http(kind, where, token, tls)
 
 
 class _Http:
-    def __init__(self, kind: str, where: str) -> None:
+    def __init__(self, kind: str, where: str, token: str, tls: ssl.SSLContext | bool) -> None:
         import httpx
 
         transport = httpx.AsyncHTTPTransport(uds=where) if kind == "unix" else None
         base = "http://agent" if kind == "unix" else where
-        self._client: httpx.AsyncClient = httpx.AsyncClient(base_url=base, transport=transport)
+        self._client: httpx.AsyncClient = httpx.AsyncClient(
+            base_url=base, transport=transport, headers=bearing(token), verify=tls
+        )
 
     async def send(self, ask: Ask, seconds: float) -> Got:
         import httpx

@@ -7,14 +7,17 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from lightship_agent.contract.codes import LightshipError, LinkError
+from lightship_agent.contract.codes import LightshipError, LinkError, SettingsError
 
 from .answers import FORGETTING, Answer, Ask, FrameWire, Got, HttpWire, Known, Wire, only_one, parse_address, pause
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 _LENGTH: Final = struct.Struct("<I")
@@ -36,18 +39,32 @@ class Client:
         model: which model; the only one that is served when None. Over a broker it must be named.
         timeout: seconds for a whole call.
         retries: how often a call is repeated while the agent is overloaded, has no model yet or can't be reached.
+        token: what `lightship-agent token` printed, where the agent wants one.
+        ca: PEM file of the authority that verifies the agent over https; the system's when None.
+        cert: PEM files of our certificate and its key, where the agent wants to see one.
     """
 
-    def __init__(self, address: str, *, model: str | None = None, timeout: float = 10.0, retries: int = 2) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        model: str | None = None,
+        timeout: float = 10.0,
+        retries: int = 2,
+        token: str = "",
+        ca: str | Path | None = None,
+        cert: tuple[str | Path, str | Path] | None = None,
+    ) -> None:
         """Nothing is connected yet.
 
         Raises:
             LinkError: link.unreachable for an address that can't be one.
+            SettingsError: settings.invalid for files that can't be used.
             ServingError: serving.unknown-model without a model, over a broker.
         """
         kind, where = parse_address(address)
         self._wire: Wire = FrameWire() if kind in {"frames", "mqtt"} else HttpWire()
-        self._transport: _Transport = _transport(kind, where, model)
+        self._transport: _Transport = _transport(kind, where, model, token, tls_to(where, ca, cert))
         self._model = model
         self._found: Known | None = None  # until something says that another model is served by now
         self._timeout, self._retries = timeout, retries
@@ -118,19 +135,21 @@ class Client:
             attempt += 1
 
 
-def _transport(kind: str, where: str, model: str | None) -> _Transport:
+def _transport(kind: str, where: str, model: str | None, token: str, tls: ssl.SSLContext | bool) -> _Transport:
     if kind == "mqtt":
         return _Mqtt(where, model)
-    return _Frames(where) if kind == "frames" else _Http(kind, where)
+    return _Frames(where) if kind == "frames" else _Http(kind, where, token, tls)
 
 
 class _Http:
-    def __init__(self, kind: str, where: str) -> None:
+    def __init__(self, kind: str, where: str, token: str, tls: ssl.SSLContext | bool) -> None:
         import httpx
 
         transport = httpx.HTTPTransport(uds=where) if kind == "unix" else None
         base = "http://agent" if kind == "unix" else where
-        self._client: httpx.Client = httpx.Client(base_url=base, transport=transport)
+        self._client: httpx.Client = httpx.Client(
+            base_url=base, transport=transport, headers=bearing(token), verify=tls
+        )
 
     def send(self, ask: Ask, seconds: float) -> Got:
         import httpx
@@ -147,6 +166,30 @@ class _Http:
 
     def close(self) -> None:
         self._client.close()
+
+
+def bearing(token: str) -> dict[str, str]:
+    """The header that shows a token, if there is one."""
+    return {"authorization": f"Bearer {token.strip()}"} if token else {}
+
+
+def tls_to(where: str, ca: str | Path | None, cert: tuple[str | Path, str | Path] | None) -> ssl.SSLContext | bool:
+    """What verifies the agent at an https address, and shows our certificate.
+
+    Raises:
+        SettingsError: settings.invalid.
+    """
+    if not where.startswith("https:"):
+        return False
+    import ssl
+
+    try:
+        context = ssl.create_default_context(cafile=None if ca is None else str(ca))
+        if cert is not None:
+            context.load_cert_chain(*cert)
+    except (OSError, ValueError) as e:
+        raise SettingsError("settings.invalid", f"Expected PEM files in ca={ca} and cert={cert}: {e}.") from e
+    return context
 
 
 class _Frames:

@@ -41,6 +41,9 @@ STATUS: Final[dict[str, int]] = {
     "serving.malformed": 400,
     "serving.input": 400,
     "serving.output": 400,
+    "serving.handshake": 400,  # counted, and told by TLS
+    "serving.token": 401,
+    "serving.origin": 403,
     "serving.unknown-model": 404,
     "serving.unknown-prediction": 404,
     "serving.not-found": 404,
@@ -388,6 +391,8 @@ def _json(value: object) -> Reply:
 def _error(error: ServingError) -> Reply:
     retry = RETRY_AFTER.get(error.code)
     headers = ((b"retry-after", retry),) if retry else ()
+    if error.code == "serving.token":
+        headers = ((b"www-authenticate", b"Bearer"),)
     return Reply(encode_error(error.code, str(error)), STATUS[error.code], headers=headers)
 
 

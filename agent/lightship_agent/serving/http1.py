@@ -20,19 +20,28 @@ import logging
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 import httptools
 
 from lightship_agent.contract.codes import ServingError
 
+if TYPE_CHECKING:
+    from .access import Door
+
 _LOG: Final = logging.getLogger("lightship.serving")
 _REASONS: Final = {
-    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 405: b"Method Not Allowed",
+    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found",
+    405: b"Method Not Allowed",
     408: b"Request Timeout", 413: b"Content Too Large", 415: b"Unsupported Media Type", 500: b"Internal Server Error",
     503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
 _JSON_HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+#: Whoever stands before us might believe another one of several than we do.
+_ONCE: Final = frozenset(
+    {b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-encoding", b"origin"}
+    | {b"inference-header-content-length"}
+)
 #: What a request that waits takes beside its head and body, in bytes.
 _OVERHEAD: Final = 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -49,6 +58,7 @@ class Limits:
     pipelined: int = 64  # requests that wait on one connection
     waiting_bytes: int = 1024 * 1024  # of them; beyond either, nothing more is read from it
     connections: int = 512
+    secured: int = 128  # of them over TLS, each of which takes 256 KiB before it says a word
     head_seconds: float = 10.0
     body_seconds: float = 30.0
     idle_seconds: float = 75.0
@@ -132,14 +142,23 @@ class Server(Generic[F]):
         self.connections: set[Client] = set()
         self.admitted = 0  # clients that are served, and not told that there is no room
         self.buffered = 0  # bytes of bodies that are arriving, and of requests that wait their turn
+        self.secured = 0  # clients over TLS
         self.draining = False
         self._empty: asyncio.Event | None = None
         self._waiting: list[tuple[Client, Any, Any]] = []
         self._sweep: asyncio.TimerHandle | None = None
 
-    def protocol(self: Server[Face]) -> Connection:
-        """For `loop.create_server`, where HTTP is spoken."""
-        return Connection(self)
+    def protocol(self: Server[Face], door: Door | None = None) -> Connection:
+        """For `loop.create_server`, where HTTP is spoken; each request passes the door, if there is one."""
+        return Connection(self, door)
+
+    def tls_room(self) -> int:
+        """How many more clients there is room for over TLS."""
+        return self.limits.secured - self.secured
+
+    def handshake_failed(self) -> None:
+        """Somebody did not speak TLS as we do, or not in time; counted, and told by TLS itself."""
+        self.face.refuse(ServingError("serving.handshake", "The TLS handshake came to nothing."))
 
     def opened(self, connection: Client) -> None:
         """A client is there."""
@@ -207,8 +226,9 @@ class Server(Generic[F]):
 class Connection(asyncio.Protocol):
     """One client."""
 
-    def __init__(self, server: Server[Face]) -> None:
+    def __init__(self, server: Server[Face], door: Door | None = None) -> None:
         self._server = server
+        self._door = door
         self._limits = server.limits
         self._parser = httptools.HttpRequestParser(self)
         self._loop = asyncio.get_running_loop()
@@ -222,6 +242,7 @@ class Connection(asyncio.Protocol):
         self._ended = False  # nothing more comes
         self._task: asyncio.Task[None] | None = None
         self._admitted = False  # one of the clients that are served
+        self._secured = False  # over TLS
         self._messages = 0  # that have begun
         self._unfinished_head = 0  # bytes of a head that came after those in which it began
         self._refusal: ServingError | None = None
@@ -238,6 +259,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there, and may be one too many."""
         self._transport = cast("asyncio.Transport", transport)
+        self._secured = transport.get_extra_info("sslcontext") is not None
+        self._server.secured += self._secured
         if self._server.draining:
             self.abort()
             return
@@ -256,6 +279,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it went does not matter
         """The client is gone."""
         self._server.closed(self)
+        self._server.secured -= self._secured
+        self._secured = False
         self._server.admitted -= self._admitted
         self._admitted = False
         self._server.buffered -= self._size
@@ -268,6 +293,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more; what it asked for is still answered."""
         self._ended = True
+        if not self._transport.can_write_eof():
+            return False  # TLS has no half of a connection
         if not self._busy and not self._queue:
             return False
         return not self._closing
@@ -335,12 +362,23 @@ class Connection(asyncio.Protocol):
         """A field, or a trailer, which is counted and not kept."""
         self._count_head(len(name) + len(value), 1)
         if not self._in_body:
-            self._headers[name.lower()] = value
+            name = name.lower()
+            if name in _ONCE and name in self._headers:
+                message = f"Expected {name.decode()} once."
+                self._refuse(ServingError("serving.malformed", message))
+            self._headers[name] = value
 
     def on_headers_complete(self) -> None:
         """The head is whole: refuse what is announced too large before it comes."""
         self._in_body = True
         headers = self._headers
+        if b"host" not in headers and self._parser.get_http_version() == "1.1":
+            self._refuse(ServingError("serving.malformed", "Expected a Host field."))
+        if self._door is not None:
+            try:
+                self._door.check(self._parser.get_method(), self._url, headers)
+            except ServingError as e:
+                self._refuse(e)
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._limits.body_bytes:
             message = f"Expected at most {self._limits.body_bytes} bytes, {declared[:20].decode()} announced."

@@ -3,6 +3,7 @@
 Rules:
 * addresses are taken first: a port in use is said before anything else has started;
 * a Unix socket is 0660 before it listens: the file's owner and group are the permission;
+* what is reached from other machines is secured, or refused at start (see `access`);
 * stopping lets requests that are inside finish, within a bound.
 """
 
@@ -12,18 +13,22 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import socket
+import ssl
 import stat
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lightship_agent.contract.codes import SettingsError
 
+from .access import Access, Door, Watched
 from .framed import FrameConnection
 from .frames import LIMITS as FRAME_LIMITS
 from .frames import FrameFace
 from .http1 import Face, Limits, Server, turns
+from .tls import TlsListener
 
 _START_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 10
@@ -43,6 +48,7 @@ class HttpServer:
         frames: what answers frames, with `frames_socket`.
         frames_socket: path of the Unix socket on which frames are spoken, None for none.
         limits: what clients may take.
+        access: what is asked of clients over TCP.
     """
 
     def __init__(
@@ -55,11 +61,15 @@ class HttpServer:
         frames: FrameFace | None = None,
         frames_socket: Path | None = None,
         limits: Limits | None = None,
+        access: Access | None = None,
     ) -> None:
         if port is None and unix_socket is None:
             raise SettingsError("settings.missing", "A port or a Unix socket is needed to serve on.")
         self._face = face
         self._limits = limits or Limits()
+        self._access = access or Access()
+        self._door: Door | None = None
+        self._tls: Watched[ssl.SSLContext] | None = None
         self._host, self._port, self._path = host, port, unix_socket
         self._frames, self._frames_path = frames, frames_socket
         self._sockets: list[socket.socket] = []
@@ -88,13 +98,17 @@ class HttpServer:
         """Take the addresses without serving yet; `start` does it when it was not done.
 
         Raises:
-            SettingsError: settings.port-taken, settings.invalid.
+            SettingsError: settings.port-taken, settings.exposed, settings.invalid.
         """
         if self._sockets:
             return
         try:
             if self._port is not None:
-                self._sockets.append(_bind_tcp(self._host, self._port))
+                where = _resolve(self._host, self._port)
+                self._access.check_exposure(where[4][0])
+                self._door = self._access.door(where[4][0])
+                self._tls = self._access.tls.watched() if self._access.tls else None
+                self._sockets.append(_bind_tcp(where))
             if self._path is not None:
                 self._sockets.append(_bind_unix(self._path))
             if self._frames_path is not None:
@@ -107,7 +121,7 @@ class HttpServer:
         """Serve from now on; returns when connections are accepted.
 
         Raises:
-            SettingsError: settings.port-taken, settings.invalid.
+            SettingsError: settings.port-taken, settings.exposed, settings.invalid.
         """
         self.bind()
         self._thread = threading.Thread(target=self._run, name="lightship-http", daemon=True)
@@ -144,7 +158,7 @@ class HttpServer:
         self._loop, self._stopped = loop, asyncio.Event()
         # Copies: a server closes what it is given, and `address` still wants the originals.
         copies = [bound.dup() for bound in self._sockets]
-        listeners = [await self._listen(server, copy) for copy in copies]
+        listeners: list[asyncio.Server | TlsListener] = [await self._listen(server, copy) for copy in copies]
         framed = None
         if self._frames_bound is not None and self._frames is not None:
             framed = Server(self._frames, FRAME_LIMITS)
@@ -162,11 +176,14 @@ class HttpServer:
         # Asked in a thread, and still not answered: nobody waits for it any more.
         pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _listen(self, server: Server[Face], bound: socket.socket) -> asyncio.Server:
+    async def _listen(self, server: Server[Face], bound: socket.socket) -> asyncio.Server | TlsListener:
         loop = asyncio.get_running_loop()
         if bound.family == socket.AF_UNIX:
             return await loop.create_unix_server(server.protocol, sock=bound, backlog=_BACKLOG)
-        return await loop.create_server(server.protocol, sock=bound, backlog=_BACKLOG)
+        protocol = functools.partial(server.protocol, self._door)
+        if self._tls is None:
+            return await loop.create_server(protocol, sock=bound, backlog=_BACKLOG)
+        return TlsListener(bound, self._tls, protocol, room=server.tls_room, failed=server.handshake_failed)
 
     def _close_sockets(self) -> None:
         ours = any(bound.family == socket.AF_UNIX for bound in self._sockets)
@@ -186,12 +203,18 @@ async def _listen_frames(server: Server[FrameFace], bound: socket.socket) -> asy
     return await loop.create_unix_server(lambda: FrameConnection(server), sock=bound, backlog=_BACKLOG)
 
 
-def _bind_tcp(host: str, port: int) -> socket.socket:
+_Where = tuple[Any, Any, int, str, tuple[Any, ...]]  # as socket.getaddrinfo says it
+
+
+def _resolve(host: str, port: int) -> _Where:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as e:
         raise SettingsError("settings.invalid", f"{host!r} is not an address to serve on: {e}.") from e
-    where = f"{host}:{port}"
+
+
+def _bind_tcp(where: _Where) -> socket.socket:
+    family, kind, protocol, _, address = where
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -199,7 +222,8 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
         bound.listen(_BACKLOG)
     except OSError as e:
         bound.close()
-        raise _refusal(where, e) from e
+        place = f"{address[0]}:{address[1]}"
+        raise _refusal(place, e) from e
     return bound
 
 

@@ -249,7 +249,7 @@ def test_an_agent_serves_says_how_it_is_and_delivers_what_it_counted_before_it_s
 
 def _port_of(agent: RunningAgent) -> int:
     for line in agent.log.read_text().splitlines():
-        if "serving on ('127.0.0.1'" in line:
+        if "serving on ('" in line:
             return int(line.rpartition(",")[2].strip(" )"))
     pytest.fail(f"no port in {agent.log.read_text()}")
 
@@ -338,6 +338,44 @@ def test_no_secret_is_written_to_the_log(field: Field) -> None:
 
     assert key not in agent.log.read_text()
     assert (state / "identity" / "key.pem").stat().st_mode & 0o077 == 0
+
+
+def test_an_agent_is_not_reached_from_other_machines_by_anybody(field: Field) -> None:
+    state, _ = seeded(field)
+
+    done = command("run", "--json", "--http-host", "0.0.0.0", state=state)
+
+    assert refusal(done) == "settings.exposed"
+    assert not (state / "boot").exists()
+
+
+def test_a_token_is_shown_once_and_opens_the_agent(field: Field, tmp_path: Path) -> None:
+    state, digest = seeded(field)
+    tokens, shown = tmp_path / "tokens", tmp_path / "token"
+    key, chain = field.home.ca.issue_server(["localhost"])
+    (tmp_path / "key.pem").write_bytes(key)
+    (tmp_path / "cert.pem").write_bytes(chain)
+    secured = {
+        "HTTP_HOST": "0.0.0.0", "HTTP_TOKEN_FILE": str(tokens),
+        "HTTP_CERTIFICATE_FILE": str(tmp_path / "cert.pem"), "HTTP_KEY_FILE": str(tmp_path / "key.pem"),
+    }  # fmt: skip
+    shown.write_text(command("token", "scada", state=state, HTTP_TOKEN_FILE=str(tokens)).stdout)
+    again = command("token", "scada", "--json", state=state, HTTP_TOKEN_FILE=str(tokens))
+    assert refusal(again) == "settings.invalid"
+    assert shown.read_text().strip() not in tokens.read_text()
+
+    with RunningAgent(state, **secured) as agent:
+        agent.wait_for(digest)
+        url = f"https://localhost:{_port_of(agent)}"
+        ca = ("--ca", str(field.home.ca.certificate_path))
+        told = command("status", "--json", "--url", url, *ca, "--token-file", str(shown), state=state)
+        without = command("status", "--json", "--url", url, *ca, state=state)
+        by_socket = command("status", "--json", state=state, SOCKET=str(agent.socket), **secured)
+        assert agent.terminate() == 0
+
+    assert [r["digest"] for r in json.loads(told.stdout)["running"]] == [digest]
+    assert refusal(without) == "serving.token"
+    assert json.loads(by_socket.stdout)["device"] == json.loads(told.stdout)["device"]
 
 
 # import ---------------------------------------------------------------------------------------------------------------

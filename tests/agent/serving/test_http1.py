@@ -34,7 +34,7 @@ def tensor(*data: float) -> dict[str, Any]:
 
 
 def asking(content: bytes, path: str = INFER, *fields: str, method: str = "POST") -> bytes:
-    head = [f"{method} {path} HTTP/1.1", "host: agent", f"content-length: {len(content)}", *fields]
+    head = [f"{method} {path} HTTP/1.1", "host: localhost", f"content-length: {len(content)}", *fields]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + content
 
 
@@ -173,7 +173,7 @@ def test_a_request_that_comes_in_pieces_is_the_same_request(site: Site, cuts: li
 
 def test_a_chunked_body_is_a_body(site: Site) -> None:
     content = json.dumps({"inputs": [tensor(0.5, 0.5, 0.5, 0.5)], "id": "chunks"}).encode()
-    head = f"POST {INFER} HTTP/1.1\r\nhost: agent\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode()
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (content[:7], content[7:40], content[40:]))
 
     client = site.client().send(head + chunks + b"0\r\nx-trailer: ignored\r\n\r\n" + infer("next"))
