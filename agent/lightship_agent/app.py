@@ -13,16 +13,15 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from . import __version__
-from .contract.bundle import Bundle
-from .contract.codes import LightshipError, StorageError, UpdateError
+from .contract.bundle import Bundle, read_bundle
+from .contract.codes import LightshipError, StorageError
 from .contract.messages import AnyRecord, Command, Heartbeat, Update
 from .fail_points import fail_point
 from .files import sweep, write_durably
@@ -35,8 +34,7 @@ from .link.sender import RESEND_SECONDS, Sender
 from .monitor.health import read_health
 from .monitor.monitor import Monitor
 from .runtime.compat import check_compatible
-from .runtime.memory import trim_memory
-from .runtime.model import LoadedModel, load_model
+from .runtime.model import load_model
 from .runtime.ort import onnxruntime
 from .serving.access import access_of
 from .serving.dataplane import DataPlane
@@ -44,6 +42,8 @@ from .serving.frames import FrameFace
 from .serving.http import create_app
 from .serving.metrics import Sample, health_samples, plane_samples, render
 from .serving.mqtt import MqttFace, load_bindings
+from .serving.repository import Repository, Shelved
+from .serving.residents import Residents
 from .serving.server import HttpServer
 from .settings import Settings
 from .update import machine
@@ -92,9 +92,18 @@ class Agent:
             feedback=self._monitor.feedback,
             refused=self._monitor.refused,
         )
-        self._resident: dict[str, LoadedModel] = {}
+        self._residents = Residents(
+            self._plane, budget=settings.models_mb * 1_000_000, spare=settings.spare_models, load=load_model
+        )
         socket = Path(settings.socket) if settings.socket else None
-        app = create_app(self._plane, status=self.status, metrics=self._metrics)
+        repository = Repository(
+            self._plane,
+            self._residents,
+            shelf=self._shelf,
+            read=self._read_bundle,
+            is_open=settings.model_control == "explicit",
+        )
+        app = create_app(self._plane, status=self.status, metrics=self._metrics, repository=repository)
         self._http = HttpServer(
             app,
             host=settings.http_host,
@@ -199,34 +208,42 @@ class Agent:
         """Load it and serve it, and nothing else, from now on; an already resident model is served again at once.
 
         Raises:
-            UpdateError: update.swap.
+            LightshipError: update.swap, serving.memory, and those of loading.
         """
-        model = self._resident.get(bundle.digest)
-        try:
-            model = load_model(bundle) if model is None else replace(model, since_ms=_now_ms())
-        except LightshipError:
-            raise
-        except Exception as e:  # whatever the runtime raises, the old model must go on serving
-            raise UpdateError("update.swap", f"The model can't be loaded: {type(e).__name__}: {e}.") from e
-        before = self._plane.models()
-        self._plane.install(model)
-        for other in before:
-            # A device runs the one model it was told to run, also when the next one has another name.
-            if other.name != model.name:
-                self._plane.remove(other.name)
-        self._resident = {m.digest: m for m in (*before, model)}
-        for old in self._plane.resident():
-            if old.digest not in self._resident:
-                self._plane.drop(old.digest)
-        trim_memory()
+        model = self._residents.serve(bundle)
         log.info("serving %s version %d (%s)", model.name, model.version, model.digest[:12])
         self._urgent.set()
 
     def serve_nothing(self) -> None:
         """Stop serving: there is no model to go back to."""
-        for model in self._plane.models():
-            self._plane.remove(model.name)
-        self._resident = {}
+        self._residents.serve_nothing()
+
+    def settle(self, keep: Collection[str]) -> None:
+        """An update came to its end: of what it brought only these may stay in memory."""
+        self._residents.settle([d for d in keep if d not in self._updater.revoked])
+
+    def _shelf(self) -> list[Shelved]:
+        """The bundles that the store holds, and why some may not be loaded by whoever asks."""
+        state = self._updater.state
+        fit, candidate = machine.fit(state), state.candidate
+        found = []
+        for target in (state.current, state.previous, candidate):
+            if target is None or not self._updater.store.path(target.sha256).exists():
+                continue
+            barred = "it failed on this device" if target.sha256 not in fit else ""
+            if target.sha256 in self._updater.revoked:
+                barred = "it was revoked"
+            elif candidate is not None and target.sha256 == candidate.sha256:
+                barred = "it is being tried"
+            found.append(Shelved(target.model, target.version, target.sha256, barred))
+        return found
+
+    def _read_bundle(self, digest: str) -> Bundle:
+        data = self._updater.store.read(digest)
+        if data is None:
+            message = f"Bundle {digest[:12]} is not in the store, or was altered there."
+            raise StorageError("storage.corrupt", message, remedy="Assign it again: it is fetched anew.")
+        return read_bundle(data)
 
     def failures(self, digest: str) -> int:
         """Server errors while serving that digest."""
@@ -263,6 +280,7 @@ class Agent:
                 _whatever_happens(lambda: self._keep([*self._monitor.collect(_now_ms()), self._heartbeat()]))
                 _whatever_happens(self._certificate.tick)
             _whatever_happens(self._send)
+            self._residents.tidy()
             self._updater.notice()
             notify_systemd("WATCHDOG=1")
 
@@ -360,6 +378,10 @@ class Agent:
         values = {
             **plane_samples(self._plane.stats(), self._plane.errors()),
             **health_samples(read_health(self._dir)),
+            "lightship_agent_model_memory_bytes": [
+                Sample(r.size, {"model": m.name, "version": str(m.version), "busy": str(int(r.busy))})
+                for m, r in self._residents.loaded()
+            ],
             "lightship_agent_info": [Sample(1, {"version": __version__})],
             "lightship_agent_uptime_seconds": [Sample(time.monotonic() - self._started)],
             "lightship_agent_ring_dropped_rows_total": [Sample(self._monitor.dropped_rows)],

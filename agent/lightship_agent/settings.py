@@ -105,6 +105,26 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "A command, started without a shell before each installation: exit status 0 means go, 75 later; any other, no "
         "end within 30 s, or a command that is missing, means later too, with a warning. What it prints is the reason.",
     ),
+    Setting(
+        "models_mb",
+        "0",
+        "Most memory that models may take together, as measured when they are loaded; 0: what the device has. A load "
+        "that would not fit is refused, and what serves goes on.",
+        "MB",
+    ),
+    Setting(
+        "spare_models",
+        "1",
+        "How many models stay in memory beside those that are needed, to be gone back to at once; 0 frees the memory "
+        "of the version before as soon as the next is committed.",
+        "models",
+    ),
+    Setting(
+        "model_control",
+        "none",
+        "none, or explicit: then programs on the device may load and unload versions that it holds over "
+        "/v2/repository.",
+    ),
     Setting("device_class", "generic", "Hardware class that bundles may require."),
     Setting("log_level", "info", "debug, info, warning or error."),
 )
@@ -141,6 +161,9 @@ class Settings:
     download_network_classes: str
     veto_file: str
     veto_command: str
+    models_mb: int
+    spare_models: int
+    model_control: str
     device_class: str
     log_level: str
 
@@ -167,6 +190,9 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | 
         raise SettingsError(
             "settings.invalid", f"log_level: expected debug, info, warning or error, found {values['log_level']!r}."
         )
+    if values["model_control"] not in {"none", "explicit"}:
+        message = f"model_control: expected none or explicit, found {values['model_control']!r}."
+        raise SettingsError("settings.invalid", message)
     for name in ("download_window", "install_window"):
         parse_windows(values[name], f"LIGHTSHIP_AGENT_{name.upper()}")
     return Settings(**values)

@@ -23,7 +23,7 @@ from lightship.home import Home
 from lightship.web.pages import add_pages
 from lightship_agent.contract.device_api import Paths
 from lightship_agent.serving.dataplane import DataPlane
-from lightship_agent.serving.http import HttpApp
+from lightship_agent.serving.http import create_app
 
 Row = tuple[str, str, str]
 
@@ -56,7 +56,11 @@ AGENT_WORDS = {
     "/v2/models/stats": "The same of every resident model.",
     "/v2/models/{model}[/versions/{version}]/stats": "Requests, rows, latency, errors by code.",
     "/v2/models/{model}/feedback": "What was true: one `{id, label}` or a list of them.",
-    "/v2/repository/index": "The models that serve here.",
+    "/v2/repository/index": "Every version that is here: in memory (READY) or not, and why. "
+    '`{"ready": true}` lists the first.',
+    "/v2/repository/models/{model}/load": "Have a version of the store in memory, "
+    '`{"parameters": {"version": "3"}}`; needs `LIGHTSHIP_AGENT_MODEL_CONTROL=explicit`.',
+    "/v2/repository/models/{model}/unload": "Let go of a version that does not serve; the same body and setting.",
     "/metrics": "Prometheus exposition.",
 }
 
@@ -70,7 +74,7 @@ def device_routes() -> list[Row]:
 
 def agent_routes() -> list[Row]:
     """Method, path and words of the agent's HTTP."""
-    app = HttpApp(DataPlane(lambda *_: None), status=dict, metrics=str)
+    app = create_app(DataPlane(lambda *_: None), status=dict, metrics=str)
     routes = app._routes  # noqa: SLF001 - the table is the agent's own business; showing it is ours
     return _worded(((method, _template(pattern)) for pattern, method, _ in routes), AGENT_WORDS)
 

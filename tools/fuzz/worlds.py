@@ -42,7 +42,7 @@ from lightship_agent.link import client, enrol, identity
 from lightship_agent.link.identity import certificate_request, new_key
 from lightship_agent.runtime.model import load_model
 from lightship_agent.serving.dataplane import DataPlane
-from lightship_agent.serving.http import HttpApp
+from lightship_agent.serving.http import create_app
 from lightship_agent.serving.http1 import Reply, Request
 from lightship_agent.serving.oip import decode_infer
 from lightship_agent.update.clock import date_of
@@ -322,7 +322,7 @@ def http() -> World:
     """A body for each route of the agent's local HTTP face: the answer is never that nobody foresaw it."""
     plane = DataPlane(lambda *_: None)
     plane.install(load_model(read_bundle(bundle(1))))
-    app = HttpApp(plane, dict, str)
+    app = create_app(plane, status=dict, metrics=str)
     paths = [b"/v2/models/pump/infer", b"/v2/models/pump/feedback", b"/v2/repository/index"]
 
     def run(data: bytes) -> None:

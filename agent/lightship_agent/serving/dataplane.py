@@ -140,25 +140,17 @@ class DataPlane:
             ServingError: as `get`.
         """
         current, versions = self._world
-        if not current:
+        if not versions:
             raise ServingError("serving.no-model", "This device has no model yet.", remedy="Assign it one.")
         if name is None:
-            if len(current) > 1:
-                message = f"Several models are served ({', '.join(current)}); name one."
+            if len(current) != 1:
+                message = f"Several models are here ({', '.join(_names(versions))}); name one."
                 raise ServingError("serving.unknown-model", message)
-            slot = next(iter(current.values()))
-        elif name in current:
-            slot = current[name]
-        else:
-            message = f"No model {name[:64]!r} is served here, only {', '.join(current)}."
-            raise ServingError("serving.unknown-model", message)
-        if version is None or version == str(slot.model.version):
-            return slot
-        beside = versions.get((slot.model.name, version))
-        if beside is None:
-            message = f"Version {version[:20]!r} is not resident; {slot.model.name} is at {slot.model.version}."
-            raise ServingError("serving.unknown-model", message)
-        return beside
+            name = next(iter(current))
+        slot = current.get(name) if version is None else versions.get((name, version))
+        if slot is None:
+            raise _unknown(versions, name, version)
+        return slot
 
     def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request.
@@ -339,3 +331,18 @@ def _unseen_row(_model: LoadedModel, _row: npt.NDArray[np.float32], _label: int,
 
 def _key(model: LoadedModel) -> tuple[str, str]:
     return model.name, str(model.version)
+
+
+def _names(versions: Mapping[tuple[str, str], Slot]) -> list[str]:
+    return list(dict.fromkeys(name for name, _ in versions))
+
+
+def _unknown(versions: Mapping[tuple[str, str], Slot], name: str, version: str | None) -> ServingError:
+    resident = [v for n, v in versions if n == name]
+    if not resident:
+        message = f"No model {name[:64]!r} is here, only {', '.join(_names(versions))}."
+    elif version is None:
+        message = f"No version of {name} is current; name one of {', '.join(resident)}."
+    else:
+        message = f"Version {version[:20]!r} of {name} is not in memory; {', '.join(resident)} is."
+    return ServingError("serving.unknown-model", message)

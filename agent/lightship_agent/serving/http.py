@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -34,6 +35,7 @@ from .keys import check_keys
 from .metrics import CONTENT_TYPE as METRICS_TYPE
 from .oip import MAX_BODY, decode_infer, encode_error, encode_infer, model_metadata, server_metadata
 from .records import answers, decode_records
+from .repository import Repository
 
 T = TypeVar("T")
 
@@ -46,6 +48,8 @@ STATUS: Final[dict[str, int]] = {
     "serving.origin": 403,
     "serving.unknown-model": 404,
     "serving.unknown-prediction": 404,
+    "serving.not-allowed": 403,
+    "serving.in-use": 409,
     "serving.not-found": 404,
     "serving.method": 405,
     "serving.slow": 408,
@@ -53,6 +57,7 @@ STATUS: Final[dict[str, int]] = {
     "serving.runtime": 500,
     "serving.no-model": 503,
     "serving.overloaded": 503,
+    "serving.memory": 507,
 }
 RETRY_AFTER: Final[dict[str, bytes]] = {"serving.overloaded": b"1", "serving.no-model": b"10"}  # seconds
 
@@ -92,6 +97,7 @@ class HttpApp:
     plane: DataPlane
     status: Callable[[], dict[str, Any]]
     metrics: Callable[[], str]
+    repository: Repository
     _routes: tuple[tuple[re.Pattern[str], str, Handler], ...] = field(init=False, repr=False)
     _light: ThreadPoolExecutor = field(init=False, repr=False)
 
@@ -112,6 +118,8 @@ class HttpApp:
             (model, "GET", self._model),
             (r"/v2/models/(?P<model>[^/]+)/feedback", "POST", self._feedback),
             (r"/v2/repository/index", "POST", self._index),
+            (r"/v2/repository/models/(?P<model>[^/]+)/load", "POST", self._load),
+            (r"/v2/repository/models/(?P<model>[^/]+)/unload", "POST", self._unload),
             (r"/v2/?", "GET", self._server),
         )
         self._routes = tuple((re.compile(path), method, handler) for path, method, handler in table)
@@ -260,9 +268,9 @@ class HttpApp:
             raise ServingError("serving.no-model", "This device has no model yet.", remedy="Assign it one.")
         return _json({"ready": True})
 
-    async def _aside(self, work: Callable[..., T], *arguments: object) -> T:
+    async def _aside(self, work: Callable[..., T], *arguments: object, **named: object) -> T:
         """In a thread that no inference ever holds."""
-        return await asyncio.get_running_loop().run_in_executor(self._light, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._light, partial(work, *arguments, **named))
 
     async def _health(self, _call: Call) -> Reply:
         return _json(await self._aside(self.status))
@@ -303,12 +311,23 @@ class HttpApp:
     def _all_stats(self, _call: Call) -> Reply:
         return _json({"model_stats": [_stat(s) for s in self.plane.stats()]})
 
-    def _index(self, call: Call) -> Reply:
-        self._parsed(call.body or b"{}", _Index)  # everything listed is ready, so `ready` changes nothing
-        rows = [
-            {"name": m.name, "version": str(m.version), "state": "READY", "reason": ""} for m in self.plane.resident()
-        ]
-        return _json(rows)
+    async def _index(self, call: Call) -> Reply:
+        asked = self._parsed(call.body or b"{}", _Index)
+        return _json(await self._aside(self.repository.index, ready=asked.ready))
+
+    async def _load(self, call: Call) -> Reply:
+        return await self._change(self.repository.load, call)
+
+    async def _unload(self, call: Call) -> Reply:
+        return await self._change(self.repository.unload, call)
+
+    async def _change(self, change: Callable[[str, bytes], None], call: Call) -> Reply:
+        try:  # a load takes seconds, so not where health is answered
+            await asyncio.get_running_loop().run_in_executor(None, change, call.model, call.body)
+        except ServingError as e:
+            self.plane.count_error(e.code)
+            raise
+        return Reply(b"")
 
     async def _feedback(self, call: Call) -> Reply:
         body = call.body
@@ -340,15 +359,22 @@ class HttpApp:
         return _json({"counted": counted, "duplicates": duplicates, "refused": refused})
 
 
-def create_app(plane: DataPlane, *, status: Callable[[], dict[str, Any]], metrics: Callable[[], str]) -> HttpApp:
+def create_app(
+    plane: DataPlane,
+    *,
+    status: Callable[[], dict[str, Any]],
+    metrics: Callable[[], str],
+    repository: Repository | None = None,
+) -> HttpApp:
     """The HTTP face of `plane`.
 
     Args:
         plane: what answers.
         status: the agent's degraded modes, as plain data for JSON.
         metrics: the Prometheus text.
+        repository: what lists, loads and unloads models; None: of what serves.
     """
-    return HttpApp(plane, status, metrics)
+    return HttpApp(plane, status, metrics, repository or Repository.of(plane))
 
 
 def _path(url: bytes) -> str:

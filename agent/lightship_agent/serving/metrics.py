@@ -38,6 +38,11 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("lightship_agent_info", "gauge", "Always 1; the agent's version as a label."),
     Metric("lightship_agent_uptime_seconds", "gauge", "Seconds since the agent started."),
     Metric("lightship_agent_model_info", "gauge", "Always 1 per served model; version and bundle digest as labels."),
+    Metric(
+        "lightship_agent_model_memory_bytes",
+        "gauge",
+        "Memory of each model in memory, as measured when it was loaded; busy is 1 for what serves, soaks or is held.",
+    ),
     Metric("lightship_agent_requests_total", "counter", "Answered requests per model and version."),
     Metric("lightship_agent_rows_total", "counter", "Predicted rows per model and version."),
     Metric("lightship_agent_failures_total", "counter", "Requests the runtime failed to answer."),

@@ -81,6 +81,7 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
     now: float  # Unix seconds, of the device's clock
     source: ServerSource | FileSource
     current_sha256: str = ""  # the bundle that a patch could start from
+    held: tuple[tuple[str, str], ...] = ()  # path and sha256 of what the store holds
 
 
 class CheckReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +93,7 @@ class CheckReply(msgspec.Struct, frozen=True, kw_only=True):
     delta: ReleasedFile | None = None
     director: str = ""  # the key set that signed the assignment
     metadata_expires: dict[str, int] = {}  # Unix seconds by role
+    revoked: tuple[str, ...] = ()  # the digests of what is held and no longer in the release list
 
 
 class ChildRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,15 +142,25 @@ def check(request: CheckRequest) -> CheckReply:
             delta=_find_delta(releases, assignment, request.current_sha256),
             director=director,
             metadata_expires={role: int(at.timestamp()) for role, at in releases.expires.items()},
+            revoked=tuple(sha256 for path, sha256 in request.held if not _is_listed(releases, path, sha256)),
         )
+
+
+def _is_listed(releases: Releases, path: str, sha256: str) -> bool:
+    found = _find_optional(releases, path)
+    return found is not None and found.sha256 == sha256
 
 
 def _find_delta(releases: Releases, assignment: Assignment, current: str) -> ReleasedFile | None:
     """The patch from what is here; that there is none is no error, for it is only a shorter way."""
     if not current or current == assignment.sha256:
         return None
+    return _find_optional(releases, delta_path(assignment.model, current, assignment.sha256))
+
+
+def _find_optional(releases: Releases, path: str) -> ReleasedFile | None:
     try:
-        return releases.find(delta_path(assignment.model, current, assignment.sha256))
+        return releases.find(path)
     except TrustError as e:
         if e.code != "trust.not-released":
             raise

@@ -339,6 +339,11 @@ def _without_penalty(state: UpdateState, digest: str) -> dict[str, Penalty]:
     return {k: v for k, v in state.penalties.items() if k != digest}
 
 
+def fit(state: UpdateState) -> tuple[str, ...]:
+    """Of the digests that are kept, those that may answer: not those that failed here and were not forgiven."""
+    return tuple(digest for digest in kept(state) if digest not in state.penalties)
+
+
 def kept(state: UpdateState) -> tuple[str, ...]:
     """The digests that the state refers to: what runs, what ran before, what is under way."""
     return tuple(t.sha256 for t in (state.current, state.previous, state.candidate) if t is not None)

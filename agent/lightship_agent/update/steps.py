@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,7 +37,10 @@ class Host(Protocol):
         """Raise BundleError (bundle.incompatible) if this device can't run it."""
 
     def serve(self, bundle: Bundle) -> None:
-        """Load the bundle and serve it from now on; raise UpdateError (update.swap) and change nothing otherwise."""
+        """Load the bundle and serve it from now on; raise LightshipError and change nothing otherwise."""
+
+    def settle(self, keep: Collection[str]) -> None:
+        """An update came to its end: of what is in memory and does not serve, only these digests may stay."""
 
     def serve_nothing(self) -> None:
         """Stop serving: there is no model to go back to."""
@@ -105,8 +109,10 @@ class Steps:
                 self._reach()
             case m.Restore(target):
                 self._restore(target, state.previous)
+                self._host.settle(m.fit(state))
                 return None
             case m.CollectGarbage(keep):
+                self._host.settle(m.fit(state))
                 self._store.collect_garbage(keep)
                 return None
             case m.Report():

@@ -124,7 +124,8 @@ class Updater:
         self.on_acknowledged: Callable[[str, int], None] = lambda _epoch, _seq: None
         self.trust_code = ""  # why updates stand still, if they do
         self.reached_at = 0.0  # Unix seconds of the last answer of the control plane
-        self.metadata_expires: dict[str, int] = {}  # Unix seconds by role, as of the last check
+        self.metadata_expires: dict[str, int] = {}  # Unix seconds by role, as of the last check,
+        self.revoked: frozenset[str] = frozenset()  # and digests that the store holds and nobody releases any more
         orders.prepare(state_dir)
         media.prepare(state_dir)
 
@@ -260,11 +261,15 @@ class Updater:
             now=self.clock.now(),
             source=source,
             current_sha256=current.sha256 if current else "",
+            held=tuple((t.path, t.sha256) for t in (current, self.state.previous) if t is not None),
         )
         fail_point("checking")
         reply = self._check(request)
         self.clock.authenticated(reply.assignment.issued)
         self.metadata_expires = reply.metadata_expires
+        if self.revoked != (revoked := frozenset(reply.revoked)):
+            self.revoked = revoked
+            self._host.settle(m.fit(self.state))
         self.trust_code = ""
         return reply
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from tests.agent.conftest import build
@@ -88,12 +89,53 @@ def test_going_back_is_at_once_because_the_model_is_still_in_memory(
     old = read_bundle(build(1))
     agent.serve(old)
     agent.serve(read_bundle(build(2, flip=True)))
-    monkeypatch.setattr(app, "load_model", lambda _: pytest.fail("loaded again"))
+    monkeypatch.setattr(agent._residents, "_load_model", lambda _: pytest.fail("loaded again"))
 
     agent.serve(old)
 
     assert served(agent) == ["pump@1"]
     assert agent.failures(old.digest) == 0
+
+
+def test_what_failed_here_does_not_stay_in_memory(make_agent: Start) -> None:
+    agent = make_agent()
+    good, bad = read_bundle(build(1)), read_bundle(build(2, flip=True))
+    agent.serve(good)
+    agent.serve(bad)
+    agent.serve(good)
+    agent.settle([good.digest])
+    assert [m.digest for m in agent._plane.resident()] == [good.digest]
+
+
+def test_the_version_before_can_be_loaded_again_where_the_settings_allow_it_and_not_once_it_is_revoked(
+    field: Field, make_agent: Start
+) -> None:
+    agent = make_agent(start=True, spare_models="0", model_control="explicit", soak_seconds="0.2")
+    digests = []
+    for row in (field.release(1), field.release(2, flip=True)):
+        field.assign("press-1", row)
+        agent._updater.poke()
+        until(lambda row=row: _committed(agent) == row.digest)  # type: ignore[misc]
+        digests.append(row.digest)
+    host, port = agent.address or ("", 0)
+    with httpx.Client(base_url=f"http://{host}:{port}") as client:
+        index = client.post("/v2/repository/index").json()
+        assert [(r["version"], r["state"]) for r in index] == [("2", "READY"), ("1", "UNAVAILABLE")]
+        assert client.post("/v2/repository/models/pump/load", json={"parameters": {"version": "1"}}).status_code == 200
+        assert [m.digest for m in agent._plane.resident()] == [digests[1], digests[0]]
+
+        agent._updater.revoked = frozenset({digests[0]})
+        agent.settle(digests)
+
+        assert [m.digest for m in agent._plane.resident()] == [digests[1]]
+        said = client.post("/v2/repository/models/pump/load", json={"parameters": {"version": "1"}})
+    assert (said.status_code, said.json()["code"]) == (403, "serving.not-allowed")
+    assert "it was revoked" in said.json()["error"]
+
+
+def _committed(agent: Agent) -> str:
+    state = agent._updater.state
+    return state.current.sha256 if state.current and state.phase == "idle" else ""
 
 
 # Full disks -----------------------------------------------------------------------------------------------------------

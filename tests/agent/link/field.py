@@ -9,7 +9,7 @@ import shutil
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +112,7 @@ class RecordingHost:
         self.steps: list[tuple[str, str]] = []
         self.failing: set[str] = set()  # digests whose requests fail
         self.unloadable: set[str] = set()
+        self.kept: tuple[str, ...] = ()
 
     def check_compatible(self, bundle: Bundle) -> None:
         check_compatible(
@@ -126,6 +127,9 @@ class RecordingHost:
             raise UpdateError("update.swap", "The model can't be loaded.")
         load_model(bundle)
         self._now(bundle.digest)
+
+    def settle(self, keep: Collection[str]) -> None:
+        self.kept = tuple(keep)
 
     def serve_nothing(self) -> None:
         self._now(None)

@@ -162,7 +162,7 @@ def test_models_are_found_by_name_and_version(plane: DataPlane, make_model: Mode
             plane.get(name, version)
         assert refused.value.code == "serving.unknown-model"
     plane.install(make_model(name="fan"))
-    with pytest.raises(ServingError, match="Several models are served"):
+    with pytest.raises(ServingError, match="Several models are here"):
         plane.get()
 
 
@@ -213,7 +213,7 @@ def test_what_is_dropped_answers_nobody_and_the_current_version_can_not_be_dropp
     assert plane.drop(first.digest) is first
     assert plane.drop(first.digest) is None
     gone = refusal(plane, ask(training_rows(1), model="pump", version="1"))
-    assert (gone.code, "pump is at 2" in str(gone)) == ("serving.unknown-model", True)
+    assert (gone.code, "of pump is not in memory; 2 is" in str(gone)) == ("serving.unknown-model", True)
     assert plane.resident() == (second,)
     assert set(plane.hot) == {b"pump", b"pump/versions/2"}
 

@@ -50,6 +50,17 @@ def assigned(field: Field) -> tuple[Device, ModelVersion]:
     return device, version
 
 
+def test_the_child_says_what_of_the_store_is_not_released_any_more(field: Field) -> None:
+    device, version = assigned(field)
+    held = (
+        (version.path, version.digest),
+        (version.path, "0" * 64),
+        ("bundles/pump/9.tar", "9" * 64),
+    )
+    reply = check_in_child(request(field, device, held=held))
+    assert reply.revoked == ("0" * 64, "9" * 64)
+
+
 def test_the_child_says_what_shall_run_and_what_to_fetch_for_it(field: Field) -> None:
     device, version = assigned(field)
 

@@ -117,6 +117,26 @@ def test_a_legitimate_way_back_is_a_new_assignment_and_needs_no_download(field: 
     assert len(field.server.asked("targets")) == downloads
 
 
+def test_the_version_before_may_stay_in_memory_unless_it_failed_or_is_revoked(field: Field) -> None:
+    device, first = committed(field)
+    second = field.release(2, flip=True)
+    field.assign("press-1", second)
+    device.look()
+    assert device.host.kept == (second.digest, first.digest)
+
+    device.updater._apply(m.WentBack("it misreads sevens"))
+    assert device.host.kept == (first.digest,)
+
+    device.updater._apply(m.PenaltyCleared())
+    field.home.releases.revoke(second.path)
+    device.host.kept = ()
+    field.assign("press-1", first)
+    device.look()
+
+    assert device.updater.revoked == {second.digest}
+    assert device.host.kept == (first.digest, second.digest)  # the agent leaves out what is revoked
+
+
 def test_what_is_settled_is_not_sent_again(field: Field) -> None:
     device, _ = committed(field)
     seen = len(field.server.seen)
