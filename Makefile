@@ -51,10 +51,11 @@ bench: bench-update  ## Every benchmark. Pages and figures go to docs/benchmarks
 bench-update: $(STAMP)  ## What looking for updates and getting them costs; a few minutes.
 	@$(RUN) -m bench_update
 
-lock:  ## Renew both hashed locks (needs the `uv` program).
+lock:  ## Renew the hashed locks (needs the `uv` program).
 	@grep -vE '^#' agent/pyproject.toml | $(PYTHON) -c 'import tomllib,pathlib; d=tomllib.loads(pathlib.Path("agent/pyproject.toml").read_text())["project"]["dependencies"]; pathlib.Path("agent/requirements.in").write_text("# Generated from agent/pyproject.toml by `make lock`.\n"+"\n".join(d)+"\n")'
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header requirements.in -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header agent/requirements.in -c requirements.lock -o agent/requirements.lock
+	uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header tests/clients/requirements.in -o tests/clients/requirements.lock
 
 arm64:  ## Build the agent's ARM64 image with buildah (needs buildah, and a base image; see docs/operators-guide.md).
 	STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot buildah bud --arch arm64 -f Dockerfile.arm64 -t lightship-agent:arm64 .

@@ -158,8 +158,12 @@ class HttpApp:
         try:
             outcome = self._route(request)
         except Exception as e:  # noqa: BLE001 - the last fence, see _explain
-            return self._explain(e)
-        return outcome if isinstance(outcome, Reply) else self._fenced(outcome)
+            outcome = self._explain(e)
+        if not isinstance(outcome, Reply):
+            return self._fenced(outcome)
+        if request.method == b"HEAD":
+            outcome.body = b""  # whoever asked reads none, and would take it for the next answer
+        return outcome
 
     def refuse(self, error: ServingError) -> Reply:
         """The answer to what is no request, or too much of it; counted, unless a model has counted it."""

@@ -166,6 +166,18 @@ def test_wrong_paths_and_methods_get_the_protocols_error(
     assert ("allow" in response.headers) == (status == 405)
 
 
+@pytest.mark.parametrize("path", ["/v2", "/v2/", "/v2/health/live", "/v2/models/pump", INFER])
+def test_head_is_refused_without_a_body_and_the_connection_goes_on(served: Served, path: str) -> None:
+    before = served.plane.errors().get("serving.method", 0)
+
+    for _ in range(2):
+        refused = served.client.head(path)
+        assert (refused.status_code, refused.content) == (405, b"")
+        assert served.client.get("/v2/health/live").json() == {"live": True}
+
+    assert served.plane.errors()["serving.method"] == before + 2
+
+
 def test_what_a_request_gets_wrong_is_told_and_nothing_is_counted_as_served(served: Served) -> None:
     row = training_rows(1)
     one = {"name": "features", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}

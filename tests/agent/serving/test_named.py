@@ -6,46 +6,25 @@ import json
 import struct
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from tests.agent.conftest import FEATURES, build, training_rows
+from tests.agent.worded import MATERIALS, worded_bundle
 
 from lightship_agent.contract.bundle import (
-    GOLDEN,
-    MODEL,
-    PROFILE,
-    build_bundle,
-    encode_golden,
     read_bundle,
 )
-from lightship_agent.contract.schema import Feature, FeatureSchema
-from lightship_agent.contract.wire import encode
 from lightship_agent.runtime.model import LoadedModel, load_model
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.http import HttpApp, create_app
 from lightship_agent.serving.http1 import Reply, Request
 from lightship_agent.serving.oip import DTYPES, model_metadata
 
-MATERIALS = ("brass", "iron", "stål")
 ROWS = np.array([[0.5, 1, 2.0, 0], [-1.5, 2, 0.25, 1]], dtype=np.float32)
 
 
 def model(**material: Any) -> LoadedModel:
-    """The pump, whose vibration is a material now and whose speed is one of two gears."""
-    whole = read_bundle(build())
-    features = (
-        Feature(name="temperature"),
-        msgspec.convert({"name": "material", "kind": "categorical", "categories": MATERIALS, **material}, Feature),
-        Feature(name="current", nullable=True),
-        Feature(name="gear", kind="categorical", categories=("1", "2")),
-    )
-    schema = FeatureSchema(features=features)
-    bins = tuple(msgspec.structs.replace(b, name=f.name) for b, f in zip(whole.profile.features, features, strict=True))
-    profile = msgspec.structs.replace(whole.profile, features=bins)
-    manifest = msgspec.structs.replace(whole.manifest, input_schema=schema, members={})
-    members = {MODEL: whole.model, PROFILE: encode(profile), GOLDEN: encode_golden(whole.golden)}
-    return load_model(read_bundle(build_bundle(manifest, members)))
+    return load_model(read_bundle(worded_bundle(**material)))
 
 
 def app_of(served: LoadedModel, seen: list[Any] | None = None) -> HttpApp:
