@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := PYTHONPATH=tools $(BIN)/python
 STAMP  := $(VENV)/.ready
+LOCK   := requirements.lock
 # Tests are shared out file by file, in order.
 WORKERS ?= auto
 
@@ -15,11 +16,11 @@ help:  ## This list.
 
 setup: $(STAMP)  ## Make the environment in .venv, from the hashed lock.
 
-$(STAMP): requirements.lock agent/pyproject.toml control_plane/pyproject.toml
+$(STAMP): $(LOCK) agent/pyproject.toml control_plane/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Lightship needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
 	@echo "Setting up .venv (a minute or two, once) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e agent -e control_plane
 	@touch $@
 
@@ -28,6 +29,9 @@ demo: $(STAMP)  ## The whole loop on real data, explained as it goes. KEEP=1 lea
 
 test: $(STAMP)  ## Every test.
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test-extras:  ## The tests of optional packages, in an environment that has them (.venv-extras).
+	@$(MAKE) --no-print-directory test VENV=.venv-extras LOCK=requirements-extras.lock TESTS='-m extras'
 
 crash-test: $(STAMP)  ## Fail the real programs at every point; writes docs/reliability.md. ONLY=words for some; AGAIN=1: what missed.
 	@$(RUN) -m crash_test $(if $(ONLY),--only "$(ONLY)") $(if $(AGAIN),--again)
@@ -54,6 +58,7 @@ bench-update: $(STAMP)  ## What looking for updates and getting them costs; a fe
 lock:  ## Renew the hashed locks (needs the `uv` program).
 	@grep -vE '^#' agent/pyproject.toml | $(PYTHON) -c 'import tomllib,pathlib; d=tomllib.loads(pathlib.Path("agent/pyproject.toml").read_text())["project"]["dependencies"]; pathlib.Path("agent/requirements.in").write_text("# Generated from agent/pyproject.toml by `make lock`.\n"+"\n".join(d)+"\n")'
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header requirements.in -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header requirements-extras.in -c requirements.lock -o requirements-extras.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header agent/requirements.in -c requirements.lock -o agent/requirements.lock
 	uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header tests/clients/requirements.in -o tests/clients/requirements.lock
 
@@ -61,4 +66,4 @@ arm64:  ## Build the agent's ARM64 image with buildah (needs buildah, and a base
 	STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot buildah bud --arch arm64 -f Dockerfile.arm64 -t lightship-agent:arm64 .
 
 clean:  ## Remove what the targets above made.
-	rm -rf $(VENV) .venv-newest build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-extras build .pytest_cache .mypy_cache .ruff_cache .hypothesis

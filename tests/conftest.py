@@ -1,8 +1,24 @@
-"""What every test's process is told before it loads a library."""
+"""What every test's process is told before it loads a library, and which tests can't run in this environment."""
 
+import importlib.util
 import os
+
+import pytest
 
 # Many small models are fitted, on machines that do other things beside: threads that wait for each other cost more than
 # they give. And nobody is to hear that tests are run.
 for name, value in {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}.items():
     os.environ.setdefault(name, value)
+
+#: Of the optional packages, the one that stands for all: `make test-extras` installs them together.
+_AN_EXTRA = "shap"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs optional packages where they are not."""
+    if importlib.util.find_spec(_AN_EXTRA) is not None:
+        return
+    skip = pytest.mark.skip(reason="needs optional packages: make test-extras")
+    for item in items:
+        if item.get_closest_marker("extras") is not None:
+            item.add_marker(skip)

@@ -74,6 +74,7 @@ CODES: Final[dict[str, str]] = {
     "data.profile-mismatch": "Counts and profile do not have the same layout.",
     "train.unknown-estimator": "The recipe names an estimator that is not known, or not allowed.",
     "train.recipe": "The recipe is malformed, or its parameters do not fit the estimator.",
+    "train.no-extra": "The recipe wants an explanation by a package that is not installed.",
     "train.failed": "Fitting raised; the run is recorded as failed with the estimator's own words.",
     "gate.metric": "A metric is below the minimum the gate sets.",
     "gate.champion": "The challenger is worse than the champion by more than the gate allows.",

@@ -25,6 +25,13 @@ GATE = click.option(
 @click.option("--estimator", help="Instead of a recipe: e.g. random-forest, or sklearn.svm.SVC.")
 @click.option("--scale", is_flag=True, help="With --estimator: standardise the features first.")
 @click.option("--seed", type=int, default=0, show_default=True, help="With --estimator.")
+@click.option(
+    "--explain",
+    type=click.Choice(["permutation", "shap", "lime"]),
+    default="permutation",
+    show_default=True,
+    help="With --estimator: how the card's importances are found; shap and lime are extras of the control plane.",
+)
 @click.option("--allow-module", multiple=True, help="A package, besides scikit-learn, whose estimators are trusted.")
 @GATE
 @FORCE
@@ -38,6 +45,7 @@ def train(
     estimator: str | None,
     scale: bool,
     seed: int,
+    explain: str,
     allow_module: tuple[str, ...],
     gate: tuple[str, ...],
     force_reason: str | None,
@@ -55,7 +63,9 @@ def train(
         if gate:
             raise click.UsageError("The recipe holds the gate; --gate goes with --estimator.")
     else:
-        chosen = parse_recipe({"estimator": estimator, "scale": scale, "seed": seed, "gate": limits(gate)})
+        chosen = parse_recipe(
+            {"estimator": estimator, "scale": scale, "seed": seed, "gate": limits(gate), "explain": explain}
+        )
     version = train_version(
         home,
         dataset=dataset,

@@ -81,7 +81,7 @@ def manifest(made: Making, converted: Converted, number: int) -> Manifest:
         ),
         members={},
         metrics=made.metrics.values,
-        importances=made.importances,
+        importances=made.explained.shares,
     )
 
 
@@ -105,7 +105,9 @@ def card(made: Making, number: int) -> str:
             recipe_digest=made.recipe_digest,
             code_revision=made.revision,
             environment=made.environment,
-            importances=made.importances,
+            importances=made.explained.shares,
+            importance_method=made.explained.method,
+            effects=made.explained.effects,
             warnings=made.warnings,
         )
     )

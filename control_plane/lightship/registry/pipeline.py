@@ -25,7 +25,7 @@ from lightship.data.dataset import Dataset
 from lightship.home import Home
 from lightship.storage import audit
 from lightship.storage.models import ModelVersion
-from lightship.training.explain import importances
+from lightship.training.explain import Explained, check_explainable, explain, importances
 from lightship.training.gate import GateDecision, decide_gate
 from lightship.training.metrics import Metrics, evaluate
 from lightship.training.recipe import Recipe, recipe_digest
@@ -77,6 +77,7 @@ def train_version(
         LightshipError: data.*, train.*, gate.*, convert.*, storage.*; the run says the same.
     """
     check_name("model name", model)
+    check_explainable(recipe.explain)
     data = _load_dataset(home, dataset)
     made = begin(home, data, model, kind, recipe.estimator, msgspec.to_builtins(recipe), [recipe.seed], actor)
     made.recipe_digest = recipe_digest(recipe)
@@ -94,8 +95,14 @@ def train_version(
         made.parity = check_parity(fitted.estimator, converted, rows)
         require(made.parity)
         tell("measuring what matters to the model")
-        made.importances = importances(
-            fitted.estimator, fitted.heldout_rows, fitted.heldout_y, data.schema.names, seed=recipe.seed
+        made.explained = explain(
+            recipe.explain,
+            fitted.estimator,
+            fitted.heldout_rows,
+            fitted.heldout_y,
+            data.schema.names,
+            background=data.x[fitted.train],
+            seed=recipe.seed,
         )
         seen = data.take(np.arange(reference_from, data.rows, dtype=np.int64))
         unlearnt = data.take(fitted.heldout[fitted.heldout >= reference_from])
@@ -134,7 +141,8 @@ def import_version(
         made.metrics = evaluate(predict, reference)
         made.gate = decide_gate(made.metrics, gate, _champion_metrics(home, made, reference))
         _pass_gate(made.gate, force_reason)
-        made.importances = importances(predict, reference.x, reference.y, reference.schema.names)
+        shares = importances(predict, reference.x, reference.y, reference.schema.names)
+        made.explained = Explained(shares=shares, method="loss of quality when the feature is shuffled")
         return _register(home, made, converted, reference, reference, actor, force_reason)
 
 

@@ -15,6 +15,7 @@ from lightship.home import Home
 from lightship.storage import audit
 from lightship.storage.models import Run
 from lightship.training.environment import capture, code_revision, environment_digest
+from lightship.training.explain import Explained
 from lightship.training.gate import GateDecision
 from lightship.training.metrics import Metrics
 from lightship_agent.contract.codes import LightshipError
@@ -40,7 +41,7 @@ class Making:
     metrics: Metrics | None = None
     gate: GateDecision | None = None
     parity: ParityReport | None = None
-    importances: dict[str, float] = field(default_factory=dict)
+    explained: Explained = field(default_factory=lambda: Explained(shares={}, method=""))
     warnings: tuple[str, ...] = ()
     parent: str = ""
     actor: str = ""

@@ -20,6 +20,8 @@ from lightship_agent.contract.schema import FeatureSchema
 from .metrics import Metrics
 
 _SHOWN: Final = 50
+#: A correlation below it has no one direction.
+_MIXED: Final = 0.3
 _NOT_SAID: Final = "Not stated by the people who trained this model."
 
 
@@ -42,6 +44,8 @@ class CardFacts(msgspec.Struct, frozen=True, kw_only=True):
         code_revision: of the code.
         environment: from `environment.capture`.
         importances: share by feature.
+        importance_method: how they were found.
+        effects: by feature, -1 to 1, how a higher value moves the second class's score, or the value.
         warnings: what the estimator warned of.
         licence: an SPDX identifier in lower case, empty when not stated.
         intended_use: by the people who trained it.
@@ -65,6 +69,8 @@ class CardFacts(msgspec.Struct, frozen=True, kw_only=True):
     code_revision: str = ""
     environment: dict[str, str] = {}
     importances: dict[str, float] = {}
+    importance_method: str = ""
+    effects: dict[str, float] = {}
     warnings: tuple[str, ...] = ()
     licence: str = ""
     intended_use: str = ""
@@ -140,12 +146,17 @@ def _evaluation(metrics: Metrics) -> str:
 
 
 def _inputs(facts: CardFacts) -> str:
-    rows = [
+    head: tuple[str, ...] = ("feature", "unit", "lowest seen", "highest seen", "may be missing", "importance")
+    rows: list[tuple[str, ...]] = [
         (f.name, _cell(f.unit), _number(f.low), _number(f.high), "yes" if f.nullable else "no", _share(facts, f.name))
         for f in facts.schema.features[:_SHOWN]
     ]
-    table = _table(("feature", "unit", "lowest seen", "highest seen", "may be missing", "importance"), rows)
-    return f"## Inputs\n\n{table}{_more(facts.schema.width, 'features')}"
+    if facts.effects:
+        head = (*head, f"a higher value makes {_cell(facts.labels[1]) if facts.labels else 'the value'}")
+        words = ("more likely", "less likely") if facts.labels else ("higher", "lower")
+        rows = [(*row, _effect(facts.effects.get(row[0], 0.0), *words)) for row in rows]
+    method = f"\nImportance: {_cell(facts.importance_method)}.\n" if facts.importance_method else ""
+    return f"## Inputs\n\n{_table(head, rows)}{_more(facts.schema.width, 'features')}{method}"
 
 
 def _training(facts: CardFacts) -> str:
@@ -167,6 +178,12 @@ def _limitations(facts: CardFacts) -> str:
         lines.append(f"* Fewer than 30 held-out rows, so these classes' figures are rough: {named}.")
     lines += [f"* While training: {_cell(warning)}" for warning in facts.warnings[:10]]
     return "## Limitations\n\n" + "\n".join(lines) + "\n"
+
+
+def _effect(correlation: float, up: str, down: str) -> str:
+    if abs(correlation) < _MIXED:
+        return "either"
+    return up if correlation > 0 else down
 
 
 def _share(facts: CardFacts, name: str) -> str:

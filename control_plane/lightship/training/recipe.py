@@ -66,6 +66,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         seed: of the split and of the estimator.
         gate: the least a metric may be, by name; for `mae` and `rmse`, the most.
         max_regression: how far below the champion a challenger may be on the same rows.
+        explain: how the features' importances are found; `shap` and `lime` need the extras of these names.
     """
 
     estimator: str
@@ -76,6 +77,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int = 0
     gate: dict[str, float] = {}
     max_regression: float = 0.02
+    explain: Literal["permutation", "shap", "lime"] = "permutation"
 
     def __post_init__(self) -> None:
         """Numbers make sense.
