@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from lightship_agent.contract.bundle import (
@@ -139,6 +140,29 @@ def build(
         )
     golden = Golden(inputs=Rows.of(rows[:16]), values=Rows.of(values[:16] + np.float32(golden_shift)), labels=labels)
     return pack_bundle(onnx, outputs, golden, profile, name=name, version=version, requires=requires, nullable=nullable)
+
+
+@pytest.fixture(scope="session")
+def forest_bundle() -> Callable[[int], bytes]:
+    """`forest_bundle(version) -> bytes`: a forest of 100 trees on 30 features, another for each version; 2 to 3 MB."""
+
+    @functools.cache
+    def make(version: int) -> bytes:
+        rows = np.random.default_rng(version).normal(size=(4_000, 30)).astype(np.float32)
+        noise = np.random.default_rng(version + 100).normal(size=len(rows))
+        classes = (rows[:, 0] + 0.5 * rows[:, 1] ** 2 + 0.3 * noise > 0.3).astype(np.int64)
+        forest = RandomForestClassifier(100, n_jobs=1, random_state=version).fit(rows, classes)
+        types, opset = [("features", FloatTensorType([None, 30]))], {"": 17, "ai.onnx.ml": 3}
+        onnx = to_onnx(forest, initial_types=types, target_opset=opset, options={"zipmap": False}).SerializeToString()
+        outputs = outputs_of("classifier")
+        said = answers(onnx, rows[:16], outputs)
+        profile = ReferenceProfile(rows=len(rows), features=profile_features(rows, [f"f{i}" for i in range(30)]))
+        golden = Golden(
+            inputs=Rows.of(rows[:16]), values=Rows.of(said["probabilities"]), labels=tuple(said["label"].tolist())
+        )
+        return pack_bundle(onnx, outputs, golden, profile, version=version, width=30)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ class Monitor:
             stream = self._streams.get(model.digest)
             if stream is None:
                 first = self._next_window.get(model.digest, 0)
-                stream = _Stream(model, self._window_rows, self._ring_rows, first)
+                stream = _Stream(model.described(), self._window_rows, self._ring_rows, first)
                 # Assigned whole, so that `observe` may read without the lock.
                 self._streams = {**self._streams, model.digest: stream}
                 self._ledgers.setdefault(model.name, PredictionLedger(self._remember_rows, self._share_rows))

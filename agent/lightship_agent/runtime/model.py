@@ -90,6 +90,10 @@ class LoadedModel:
             message = f"{self.name}@{self.version} answered in another shape than it should: {e}"
             raise ServingError("serving.runtime", message) from e
 
+    def described(self) -> LoadedModel:
+        """The same without its session: what may be kept for long, and does not keep the model in memory."""
+        return dataclasses.replace(self, _session=None, bound=None)
+
     def _classify(self, found: list[Any], rows: int) -> Prediction:
         """The graph's answers come in the order of `Outputs.names`: label, then scores, each if there."""
         outputs, classes = self.outputs, self._classes

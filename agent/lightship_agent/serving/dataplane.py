@@ -73,6 +73,7 @@ class DataPlane:
         self._refused = refused
         self._clock = clock
         self._world = _World({}, {})
+        self._told: tuple[Callable[[], None], ...] = ()
         self._lock = threading.Lock()
         self._errors: Counter[str] = Counter()
         self._observe_failures = 0
@@ -80,6 +81,10 @@ class DataPlane:
         #: Models on the hot path by name and by name/versions/version, as they stand in a path.
         self.hot: dict[bytes, HotModel] = {}
         self.admission = Admission(max_in_flight, self.count_error)
+
+    def on_change(self, told: Callable[[], None]) -> None:
+        """Tell a face that keeps something of the models when what is resident has changed, so that it lets go."""
+        self._told = (*self._told, told)
 
     def install(self, model: LoadedModel) -> LoadedModel | None:
         """Serve `model` under its name from now on, and return the one it replaces, which stays resident.
@@ -239,6 +244,8 @@ class DataPlane:
     def _assign(self, world: _World) -> None:
         self._world = world
         self.hot = self._hot_models(world)
+        for told in self._told:
+            told()
 
     def _hot_models(self, world: _World) -> dict[bytes, HotModel]:
         found = {}
@@ -254,13 +261,15 @@ class DataPlane:
         return found
 
     def _make_hot(self, slot: Slot) -> HotModel:
+        counters = slot.counters  # and not the slot: a circle would keep the session until the garbage collector comes
+
         def failed(code: str) -> None:
             self.count_error(code)
-            slot.counters.failed(code)
+            counters.failed(code)
 
         return HotModel(
             slot.model,
-            answered=slot.counters.answered,
+            answered=counters.answered,
             failed=failed,
             observe=self._watch if slot.watched else _unseen,
             observe_row=None if self._observe_row is None else self._watch_row if slot.watched else _unseen_row,

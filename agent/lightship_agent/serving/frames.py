@@ -85,6 +85,7 @@ class FrameFace:
         self._plane = plane
         self._seen: object = None
         self._hot: dict[tuple[str | None, int | str | None], _HotFrames] = {}
+        plane.on_change(self._forget)
 
     def hot(self, frame: bytes) -> tuple[HotModel, HotRow] | None:
         """The model and the row, if this is one plain row for a fast model."""
@@ -181,6 +182,10 @@ class FrameFace:
         label = asked.label if isinstance(asked.label, str) else msgspec.json.encode(asked.label).decode()
         counted = self._plane.feedback(self._find(asked).model.name, asked.id, label)
         return framed(_ENCODE({"counted": counted}))
+
+    def _forget(self) -> None:
+        """What was learnt would keep models in memory that have gone."""
+        self._seen, self._hot = None, {}
 
     def _learn(self) -> None:
         """Prepare for the models that are on the hot path now, under every name one may call them by."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,9 +13,12 @@ from tests.agent.conftest import training_rows
 
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import BundleError, ServingError, UpdateError
+from lightship_agent.monitor.monitor import Monitor
 from lightship_agent.runtime.model import LoadedModel, load_model
 from lightship_agent.serving import residents as module
 from lightship_agent.serving.dataplane import DataPlane
+from lightship_agent.serving.frames import FrameFace
+from lightship_agent.serving.hot import HotRow
 from lightship_agent.serving.residents import Residents
 from lightship_agent.serving.tensors import InferRequest, Tensor
 
@@ -232,6 +237,25 @@ def test_what_serves_is_not_dropped_and_serving_nothing_drops_all(plane: DataPla
     assert (plane.models(), plane.resident(), residents.residents()) == ((), (), ())
     assert residents.tidy()
     assert not residents.tidy()
+
+
+def test_a_dropped_model_leaves_memory_at_once_whoever_was_shown_it(open_bundle: Bundles) -> None:
+    monitor = Monitor(64)
+    plane = DataPlane(monitor.observe, observe_row=monitor.observe_row)
+    residents, frames, old = Residents(plane, spare=0), FrameFace(plane), open_bundle(1)
+    session = weakref.ref(residents.serve(old)._session)
+    ask(plane, 1)
+    plane.hot[b"pump"].answer(HotRow(training_rows(1)[0], "hot"))
+    asked = msgspec.msgpack.encode({"x": training_rows(1)[0].tobytes()})
+    assert frames.hot(asked) is not None
+    gc.disable()
+    try:
+        new = residents.serve(open_bundle(2))
+        assert session() is not None  # it soaks: the old one stays
+        residents.settle([old.digest, new.digest])
+        assert session() is None
+    finally:
+        gc.enable()
 
 
 def test_who_serves_again_is_counted_from_that_moment(plane: DataPlane, open_bundle: Bundles) -> None:
