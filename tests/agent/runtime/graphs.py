@@ -79,6 +79,24 @@ def grinding(turns: int = 2_000, size: int = 2_000) -> bytes:
     )
 
 
+def wading(turns: int = 12, size: int = 1_500) -> bytes:
+    """An honest network that takes tens of milliseconds for a row."""
+    layers = [helper.make_node("MatMul", [f"h{n}", "weights"], [f"h{n + 1}"]) for n in range(turns)]
+    return _model(
+        [
+            helper.make_node("MatMul", ["features", "first"], ["h0"]),
+            *layers,
+            helper.make_node("ReduceSum", [f"h{turns}", "axis"], ["value"], keepdims=1),
+        ],
+        [
+            numpy_helper.from_array(np.full((4, size), 1 / size, np.float32), "first"),
+            numpy_helper.from_array(np.full((size, size), 1 / size, np.float32), "weights"),
+            numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        ],
+        [None, 1],
+    )
+
+
 def hungry(megabytes: int) -> bytes:
     """Needs a tensor of that size to answer."""
     return _model(

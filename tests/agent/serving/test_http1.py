@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.agent.runtime.graphs import regressor_bundle, wading
 
-from lightship_agent.runtime.model import LoadedModel
-from lightship_agent.serving.dataplane import DataPlane
+from lightship_agent.contract.bundle import read_bundle
+from lightship_agent.contract.manifest import Requires
+from lightship_agent.runtime.model import LoadedModel, load_model
+from lightship_agent.serving.dataplane import HOT_ROW_MS, DataPlane
 from lightship_agent.serving.http import create_app
 from lightship_agent.serving.http1 import Limits
 from lightship_agent.serving.oip import MAX_BODY
@@ -271,6 +274,29 @@ def test_health_does_not_wait_behind_heavy_inference(make_model: Models) -> None
         finally:
             left.set()
         assert [client.answer()[0] for client in busy] == [200, 200]
+
+
+def test_health_and_a_small_model_answer_promptly_while_many_ask_a_slow_one(make_model: Models) -> None:
+    bundle = read_bundle(regressor_bundle(wading(), Requires()))
+    slow = dataclasses.replace(load_model(bundle), name="grinder")
+    assert slow.row_ms > HOT_ROW_MS
+
+    with site_of(make_model()) as site:
+        site.plane.install(slow)
+        assert b"grinder" not in site.plane.hot
+        # Eight wait for the two threads that such models are asked in.
+        busy = [site.client().send(infer("s").replace(b"/pump/", b"/grinder/") * 4) for _ in range(8)]
+        quick, waits = site.client(), []
+        for _ in range(20):
+            for asked in (asking(b"", "/v2/health/live", method="GET"), infer("q")):
+                begun = time.perf_counter()
+                assert quick.send(asked).answer()[0] == 200
+                waits.append(time.perf_counter() - begun)
+        statuses = [client.answer()[0] for client in busy]
+
+    assert statuses == [200] * 8
+    # Behind the slow ones each would have waited for four answers.
+    assert sorted(waits)[len(waits) * 3 // 4] * 1_000 < slow.row_ms
 
 
 # What they may not ----------------------------------------------------------------------------------------------------
