@@ -4,12 +4,14 @@ Rules:
 * it travels as a DSSE envelope signed by the `director` key; this module only knows the payload;
 * `seq` never goes down for a device: a legitimate rollback is a new assignment of an older bundle;
 * it names the bundle by path, sha256 and length, and only a bundle that the release plane lists with the same
-  three is accepted: whoever steals the director's key can choose among released models and nothing else.
+  three is accepted: whoever steals the director's key can choose among released models and nothing else;
+* what runs beside it, in its shadow or for a share of the keys, stands in the same payload and is held to the same;
+  an agent that knows nothing of companions ignores them, and one that does leaves alone a mode it does not know.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -20,6 +22,27 @@ PAYLOAD_TYPE: Final = "application/vnd.lightship.assignment+json"
 #: The role in the top-level targets metadata whose key signs assignments.
 DIRECTOR: Final = "director"
 MAX_ENVELOPE: Final = 16 * 1024  # bytes
+MAX_BESIDE: Final = 4
+MODES: Final = ("shadow", "ab")
+
+
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that runs beside the one that serves: a companion.
+
+    In the mode `shadow` it is asked what the champion was asked, for a `share` of the rows, and nobody hears its
+    answers. In the mode `ab` it answers the `share` of the keys that fall to it; requests without a key are the
+    champion's, unless `per_request`.
+    """
+
+    experiment: Annotated[str, msgspec.Meta(pattern="^[0-9a-z-]{1,32}$")]
+    model: str
+    version: int
+    path: str
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    length: Annotated[int, msgspec.Meta(ge=1)]
+    mode: str = "shadow"  # one of MODES; a device refuses the companion, and not the assignment, for another
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    per_request: bool = False  # whether requests without a key are dealt out too, each for itself
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +60,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     mode: Literal["serve"] = "serve"
     rollout: str = ""
     retry: bool = False  # whether the device shall forget that this bundle failed there
+    beside: Annotated[tuple[Beside, ...], msgspec.Meta(max_length=MAX_BESIDE)] = ()
 
 
 def assignment_bytes(assignment: Assignment) -> bytes:

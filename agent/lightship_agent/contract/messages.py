@@ -7,15 +7,19 @@ Rules:
 * counts are additive: a window is closed once, labels that arrive later come as `Labels` for that window, and the
   products of its features as `Together`, with those of its neighbours: they are too many for every window;
 * times are wall-clock milliseconds with a clock quality; order comes from seq, never from wall time;
+* agreement with a challenger is counted since the last report of it, and adds up;
 * raw rows leave the device only as `LabelledRows`, which is off by default.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Final, Literal
 
 import msgspec
 
+from .codes import WireError
+from .experiment import DIFFERENCE_EDGES, LATENCY_EDGES, MAX_CONFUSED
 from .moments import Moments, Products, Sums
 from .profile import WindowCounts
 from .quality import Quality
@@ -150,6 +154,49 @@ class Update(Record, frozen=True, kw_only=True, tag="update"):
     detail: Text = ""
 
 
+class Agreement(Record, frozen=True, kw_only=True, tag="agreement"):
+    """How far a challenger in the shadow has agreed with the champion, since the last record of the two.
+
+    `differences` counts how far apart their highest scores were in rows for which both took the same class, or how far
+    apart their numbers were as parts of the larger one; `latency` the milliseconds that a row took the challenger.
+    """
+
+    experiment: Name
+    model: Name
+    version: int  # the challenger's
+    digest: Digest  # the challenger's
+    champion: Digest
+    opened: Count  # wall ms
+    rows: Count  # that both answered
+    same: Count  # of them, with the same class, or nearly the same number
+    confusion: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_CONFUSED**2)] = ()  # champion's class by row
+    differences: Annotated[tuple[Count, ...], msgspec.Meta(max_length=len(DIFFERENCE_EDGES) + 1)] = ()
+    difference_sum: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    difference_max: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    latency: Annotated[tuple[Count, ...], msgspec.Meta(max_length=len(LATENCY_EDGES) + 1)] = ()
+    failures: Count = 0  # rows that the challenger refused or failed at
+    dropped: Count = 0  # rows that found its queue full
+
+    def __post_init__(self) -> None:
+        """Counts fit each other.
+
+        Raises:
+            WireError: wire.malformed.
+        """
+        classes = math.isqrt(len(self.confusion))
+        agreed = sum(self.confusion[:: classes + 1])
+        sizes = (
+            classes**2 == len(self.confusion)
+            and len(self.differences) in (0, len(DIFFERENCE_EDGES) + 1)
+            and len(self.latency) in (0, len(LATENCY_EDGES) + 1)
+        )
+        counts = self.same <= self.rows and sum(self.differences) <= self.rows
+        confused = not self.confusion or (sum(self.confusion), agreed) == (self.rows, self.same)
+        finite = math.isfinite(self.difference_sum) and math.isfinite(self.difference_max)
+        if not (sizes and counts and confused and finite):
+            raise WireError("wire.malformed", "Agreement: the counts contradict each other.")
+
+
 class LabelledRows(Record, frozen=True, kw_only=True, tag="rows"):
     """Rows with labels, shared only where the operator has switched it on."""
 
@@ -160,7 +207,7 @@ class LabelledRows(Record, frozen=True, kw_only=True, tag="rows"):
     y: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_RECORDS)]
 
 
-AnyRecord = Heartbeat | Window | Together | Labels | Fault | Update | LabelledRows
+AnyRecord = Heartbeat | Window | Together | Labels | Fault | Update | Agreement | LabelledRows
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
