@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from . import __version__
+from .contract.assignment import Beside
 from .contract.bundle import Bundle, read_bundle
 from .contract.codes import LightshipError, StorageError
 from .contract.messages import AnyRecord, Command, Heartbeat, Update
@@ -37,10 +38,12 @@ from .runtime.compat import check_compatible
 from .runtime.model import load_model
 from .runtime.ort import onnxruntime
 from .serving.access import access_of
+from .serving.company import Company
 from .serving.dataplane import DataPlane
 from .serving.frames import FrameFace
 from .serving.http import create_app
 from .serving.metrics import Sample, health_samples, plane_samples, render
+from .serving.mirror import Mirror
 from .serving.mqtt import MqttFace, load_bindings
 from .serving.repository import Repository, Shelved
 from .serving.residents import Residents
@@ -95,6 +98,8 @@ class Agent:
         self._residents = Residents(
             self._plane, budget=settings.models_mb * 1_000_000, spare=settings.spare_models, load=load_model
         )
+        self._mirror = Mirror()
+        self._company = Company(self._plane, self._residents, self._mirror, self._monitor.watch_beside)
         socket = Path(settings.socket) if settings.socket else None
         repository = Repository(
             self._plane,
@@ -179,7 +184,8 @@ class Agent:
             self._topics.stop()
         self._updater.stop()
         self._reporter.join(timeout=10)
-        self._keep(self._monitor.flush(_now_ms()))
+        self._mirror.drain(1.0)
+        self._keep([*self._monitor.flush(_now_ms()), *self._mirror.collect(_now_ms())])
         try:
             self._send()
         except LightshipError as e:  # what can't be delivered now waits in the outbox for the next start
@@ -210,13 +216,30 @@ class Agent:
         Raises:
             LightshipError: update.swap, serving.memory, and those of loading.
         """
-        model = self._residents.serve(bundle)
+        with self._company.changing(bundle):
+            model = self._residents.serve(bundle)
         log.info("serving %s version %d (%s)", model.name, model.version, model.digest[:12])
         self._urgent.set()
 
     def serve_nothing(self) -> None:
         """Stop serving: there is no model to go back to."""
         self._residents.serve_nothing()
+        self._company.arrange()
+
+    def stand_beside(self, beside: Beside, bundle: Callable[[], Bundle]) -> None:
+        """Have a bundle run beside what serves, or change how it does.
+
+        Raises:
+            LightshipError: update.beside, update.swap, serving.memory, and those of loading; then nothing has changed.
+        """
+        self._company.stand(beside, bundle)
+        log.info("beside what serves: %s version %d, %s", beside.model, beside.version, beside.mode)
+        self._urgent.set()
+
+    def step_aside(self, experiment: str) -> None:
+        """Have it run no longer."""
+        self._company.leave(experiment)
+        self._urgent.set()
 
     def settle(self, keep: Collection[str]) -> None:
         """An update came to its end: of what it brought only these may stay in memory."""
@@ -277,12 +300,15 @@ class Agent:
             self._urgent.clear()
             if urgent or time.monotonic() >= due:
                 due = time.monotonic() + self._settings.report_seconds
-                _whatever_happens(lambda: self._keep([*self._monitor.collect(_now_ms()), self._heartbeat()]))
+                _whatever_happens(lambda: self._keep([*self._counted(), self._heartbeat()]))
                 _whatever_happens(self._certificate.tick)
             _whatever_happens(self._send)
             self._residents.tidy()
             self._updater.notice()
             notify_systemd("WATCHDOG=1")
+
+    def _counted(self) -> list[AnyRecord]:
+        return [*self._monitor.collect(_now_ms()), *self._mirror.collect(_now_ms())]
 
     def _keep(self, records: Sequence[AnyRecord]) -> None:
         # Positions first: a cut in between skips a window number, and never uses one twice.
@@ -343,6 +369,7 @@ class Agent:
             "uptime_seconds": round(time.monotonic() - self._started, 1),
             "degraded": self._degraded(health),
             "running": [msgspec.to_builtins(r) for r in self._plane.running()],
+            "beside": self._updater.companions.view(),
             "update": {
                 "phase": state.phase,
                 "assignment_seq": state.floor,
@@ -385,6 +412,10 @@ class Agent:
             "lightship_agent_info": [Sample(1, {"version": __version__})],
             "lightship_agent_uptime_seconds": [Sample(time.monotonic() - self._started)],
             "lightship_agent_ring_dropped_rows_total": [Sample(self._monitor.dropped_rows)],
+            "lightship_agent_shadow_rows_total": [Sample(self._mirror.rows_total)],
+            "lightship_agent_shadow_agreeing_rows_total": [Sample(self._mirror.same_total)],
+            "lightship_agent_shadow_failures_total": [Sample(self._mirror.failures_total)],
+            "lightship_agent_shadow_dropped_rows_total": [Sample(self._mirror.dropped_total)],
             "lightship_agent_outbox_records": [Sample(self._outbox.depth)],
             "lightship_agent_outbox_dropped_total": [Sample(self._outbox.dropped)],
             "lightship_agent_update_state": [Sample(1, {"state": self._updater.state.phase})],

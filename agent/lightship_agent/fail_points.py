@@ -46,6 +46,7 @@ FAIL_POINTS: Final[dict[str, str]] = {
     "unpacking": "The transport file is downloaded whole, and not yet unpacked.",
     "before-store": "A bundle is downloaded, unpacked and verified, and not yet in the store.",
     "probing": "Before the probe process is started.",
+    "standing-beside": "A companion is tried, and under trial; it is to be loaded beside what serves.",
     "soaking": "The new model serves, and begins to soak.",
     "reaching": "The new model has soaked; the control plane is to be reached.",
     "restoring": "At a start or after a failure, before what is committed serves again.",

@@ -71,14 +71,14 @@ class AsyncClient:
         """Give the connection back."""
         await self._transport.close()
 
-    async def predict(self, rows: Any, *, id: str = "") -> Answer:  # noqa: A002 - the protocol's name for it
+    async def predict(self, rows: Any, *, id: str = "", key: str = "") -> Answer:  # noqa: A002 - the protocol's name
         """As `Client.predict`.
 
         Raises:
             ServingError: what the agent refused with.
             LinkError: link.unreachable, link.slow, link.status.
         """
-        return cast("Answer", await self._ask(lambda known: self._wire.predict(rows, known, id)))
+        return cast("Answer", await self._ask(lambda known: self._wire.predict(rows, known, id, key)))
 
     async def feedback(self, prediction_id: str, label: str | float) -> bool:
         """As `Client.feedback`.

@@ -73,7 +73,7 @@ class Known(NamedTuple):
 class Wire(Protocol):
     """A way to say the same things."""
 
-    def predict(self, rows: Any, known: Known, request_id: str) -> Ask:
+    def predict(self, rows: Any, known: Known, request_id: str, key: str) -> Ask:
         """Ask for an `Answer`."""
 
     def feedback(self, prediction_id: str, label: str | float, known: Known) -> Ask:
@@ -86,21 +86,25 @@ class Wire(Protocol):
 class HttpWire:
     """The Open Inference Protocol, and records."""
 
-    def predict(self, rows: Any, known: Known, request_id: str) -> Ask:
+    def predict(self, rows: Any, known: Known, request_id: str, key: str) -> Ask:
         """As `Wire`."""
         model = known.model or ""
         records = _records(rows)
         if records is not None:
-            headers = (("content-type", "application/json"), *((("x-request-id", request_id),) if request_id else ()))
+            told = (("x-request-id", request_id), ("lightship-key", key))
+            headers = (("content-type", "application/json"), *(one for one in told if one[1]))
             return Ask(_json(records), _record_answers, "POST", _path(model, "/predict"), headers)
         matrix = _matrix(rows)
         tensor: dict[str, Any] = {"name": known.tensor, "datatype": "FP32", "shape": list(matrix.shape)}
         asked: dict[str, Any] = {"inputs": [tensor], **({"id": request_id} if request_id else {})}
+        parameters: dict[str, Any] = {"key": key} if key else {}
+        if parameters:
+            asked["parameters"] = parameters
         if matrix.size <= _FEW:
             tensor["data"] = matrix.ravel().tolist()
             return Ask(_json(asked), _tensors, "POST", _path(model, "/infer"), (("content-type", "application/json"),))
         tensor["parameters"] = {"binary_data_size": matrix.nbytes}
-        asked["parameters"] = {"binary_data_output": True}
+        asked["parameters"] = {**parameters, "binary_data_output": True}
         head = _json(asked)
         headers = (
             ("content-type", "application/octet-stream"),
@@ -133,9 +137,9 @@ class HttpWire:
 class FrameWire:
     """Frames."""
 
-    def predict(self, rows: Any, known: Known, request_id: str) -> Ask:
+    def predict(self, rows: Any, known: Known, request_id: str, key: str) -> Ask:
         """As `Wire`."""
-        asked: dict[str, Any] = {"id": request_id}
+        asked: dict[str, Any] = {"id": request_id, **({"key": key} if key else {})}
         records = _records(rows)
         if records is not None:
             asked["records"] = records

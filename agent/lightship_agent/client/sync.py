@@ -79,14 +79,16 @@ class Client:
         """Give the connection back."""
         self._transport.close()
 
-    def predict(self, rows: Any, *, id: str = "") -> Answer:  # noqa: A002 - the protocol's name for it
+    def predict(self, rows: Any, *, id: str = "", key: str = "") -> Answer:  # noqa: A002 - the protocol's name
         """What the model says about `rows`: numbers `[n, features]` or `[features]`, or records by feature name.
+
+        `key` says on whose behalf: where two versions share the work, the same one always answers it.
 
         Raises:
             ServingError: what the agent refused with.
             LinkError: link.unreachable, link.slow, link.status.
         """
-        answer = self._ask(lambda known: self._wire.predict(rows, known, id))
+        answer = self._ask(lambda known: self._wire.predict(rows, known, id, key))
         return cast("Answer", answer)
 
     def feedback(self, prediction_id: str, label: str | float) -> bool:

@@ -60,10 +60,15 @@ class Monitor:
         self._streams: dict[str, _Stream] = {}
         self._serving: dict[str, _Stream] = {}
         self._ledgers: dict[str, PredictionLedger] = {}
+        self._beside: frozenset[str] = frozenset()
         self._closed: list[Window] = []
         self._now_ms = 0
         self._retired_drops = 0
         self._lock = threading.RLock()  # all but the hot path
+
+    def watch_beside(self, digests: frozenset[str]) -> None:
+        """These bundles answer beside the one that serves under their name: none of them replaces another."""
+        self._beside = digests
 
     @property
     def dropped_rows(self) -> int:
@@ -200,7 +205,9 @@ class Monitor:
     def _settle(self, stream: _Stream) -> None:
         """Close what is too old or no longer serves; let go of a stream that has been silent since."""
         counts, now = stream.counts, self._now_ms
-        replaced = self._serving.get(stream.key.model) is not stream
+        latest = self._serving.get(stream.key.model)
+        together = {stream.key.digest, *((latest.key.digest,) if latest else ())} & self._beside
+        replaced = latest is not stream and not together
         expired = (
             self._max_age_ms is not None and counts.opened_ms is not None and now - counts.opened_ms >= self._max_age_ms
         )

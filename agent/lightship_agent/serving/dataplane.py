@@ -3,7 +3,7 @@
 Rules:
 * a swap is one assignment: a request is answered wholly by the model it found, old or new, and says by which;
 * under a name one version is current and answers whoever names none; others may be resident beside it, and answer only
-  whoever asks for them by version. Those are counted, and not watched unless they were kept so;
+  whoever asks for them by version, or whose key falls to them. Those are counted, and not watched unless kept so;
 * what is not exactly what the schema asks for is refused, never guessed;
 * in-flight requests are bounded; beyond the bound the answer is serving.overloaded, at once;
 * the observer is called once per answered request and only copies; if it fails, the prediction still stands.
@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from lightship_agent.runtime.model import LoadedModel, Prediction
 
 from .hot import HotModel, ObserveRow, ids
 from .slot import Admission, ModelStats, Slot
+from .split import Split
 from .tensors import MAX_ID, InferRequest, InferResponse, answered, claimed_rows, input_rows, output_names
 
 HOT_ROW_MS: Final = 1.0  # a model that takes longer for a row is asked in a thread, where it holds nobody up
@@ -38,11 +39,26 @@ Feedback = Callable[[str, str, str], bool]
 Refused = Callable[[LoadedModel, int], None]
 
 
+class Observer(Protocol):
+    """Somebody who is told what was answered, and only copies."""
+
+    def observe(
+        self, model: LoadedModel, rows: npt.NDArray[np.float32], prediction: Prediction, request_id: str, /
+    ) -> None:
+        """Note one answered request."""
+
+    def observe_row(
+        self, model: LoadedModel, row: npt.NDArray[np.float32], label: int, top: float, request_id: str, /
+    ) -> None:
+        """Note one answered row."""
+
+
 class _World(NamedTuple):
     """What is resident. Replaced whole, never changed: a reader sees the old world or the new, and needs no lock."""
 
     current: Mapping[str, Slot]  # by name
     versions: Mapping[tuple[str, str], Slot]  # by name and version, the current ones among them
+    splits: Mapping[str, Split] = {}  # by name: which keys fall to versions beside the current one
 
 
 class DataPlane:
@@ -67,8 +83,8 @@ class DataPlane:
         max_in_flight: int = 64,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._observe = observe
-        self._observe_row = observe_row
+        self._observers = observe, observe_row
+        self._observe, self._observe_row = self._observers
         self._feedback = feedback or _no_feedback
         self._refused = refused
         self._clock = clock
@@ -92,11 +108,11 @@ class DataPlane:
         A resident model of the same version but another digest goes: a version is one bundle.
         """
         with self._lock:
-            current, versions = self._world
+            current, versions, splits = self._world
             previous = current.get(model.name)
             beside = {key: slot.aside() if slot is previous else slot for key, slot in versions.items()}
             slot = Slot(model)
-            self._assign(_World({**current, model.name: slot}, {**beside, _key(model): slot}))
+            self._assign(_World({**current, model.name: slot}, {**beside, _key(model): slot}, splits))
         return previous.model if previous else None
 
     def keep(self, model: LoadedModel, *, watched: bool = False) -> None:
@@ -107,28 +123,47 @@ class DataPlane:
             watched: whether the observer is told of its answers; as a rule it is told only of the current version's.
         """
         with self._lock:
-            current, versions = self._world
+            current, versions, splits = self._world
             serves = current.get(model.name)
             if serves is None or serves.model.version != model.version:
-                self._assign(_World(current, {**versions, _key(model): Slot(model, watched)}))
+                self._assign(_World(current, {**versions, _key(model): Slot(model, watched)}, splits))
+
+    def watches(self, digest: str) -> bool:
+        """Whether that bundle is resident, and its answers are watched."""
+        return any(slot.watched and slot.model.digest == digest for slot in self._world.versions.values())
 
     def drop(self, digest: str) -> LoadedModel | None:
         """Let go of a resident model that is not current, and return it; None where there is none such."""
         with self._lock:
-            current, versions = self._world
+            current, versions, splits = self._world
             serving = {slot.model.digest for slot in current.values()}
             gone = [slot.model for slot in versions.values() if slot.model.digest == digest and digest not in serving]
-            self._assign(_World(current, {k: s for k, s in versions.items() if s.model not in gone}))
+            self._assign(_World(current, {k: s for k, s in versions.items() if s.model not in gone}, splits))
         return gone[0] if gone else None
 
     def remove(self, name: str) -> LoadedModel | None:
         """Stop serving `name` in any version, and return what was current."""
         with self._lock:
-            current, versions = self._world
+            current, versions, splits = self._world
             previous = current.get(name)
             left = {key: slot for key, slot in versions.items() if slot.model.name != name}
-            self._assign(_World({n: slot for n, slot in current.items() if n != name}, left))
+            others = {n: split for n, split in splits.items() if n != name}
+            self._assign(_World({n: slot for n, slot in current.items() if n != name}, left, others))
         return previous.model if previous else None
+
+    def divide(self, name: str, split: Split | None) -> None:
+        """Deal the keys of requests for `name` among its resident versions from now on; None: the current one's all."""
+        with self._lock:
+            current, versions, splits = self._world
+            others = {n: s for n, s in splits.items() if n != name}
+            self._assign(_World(current, versions, others if split is None else {**others, name: split}))
+
+    def mirror_to(self, mirror: Observer | None) -> None:
+        """Tell `mirror` too what is answered from now on."""
+        observe, observe_row = self._observers
+        if mirror is not None:
+            observe, observe_row = _both(observe, mirror.observe), _both_rows(observe_row, mirror.observe_row)
+        self._observe, self._observe_row = observe, observe_row
 
     def get(self, name: str | None = None, version: str | None = None) -> LoadedModel:
         """The model of that name and version; without a name, the only one; without a version, the current one.
@@ -138,13 +173,15 @@ class DataPlane:
         """
         return self.find(name, version).model
 
-    def find(self, name: str | None = None, version: str | None = None) -> Slot:
+    def find(self, name: str | None = None, version: str | None = None, key: str = "") -> Slot:
         """As `get`, with the model's place: what a face hands to `answer` when it needs the schema to read the rows.
 
+        Without a version, `key` says whose share the request is, where keys are dealt among versions.
+
         Raises:
-            ServingError: as `get`.
+            ServingError: as `get`; serving.malformed for a key that is too long.
         """
-        current, versions = self._world
+        current, versions, splits = self._world
         if not versions:
             raise ServingError("serving.no-model", "This device has no model yet.", remedy="Assign it one.")
         if name is None:
@@ -155,7 +192,21 @@ class DataPlane:
         slot = current.get(name) if version is None else versions.get((name, version))
         if slot is None:
             raise _unknown(versions, name, version)
+        if version is None and name in splits:
+            chosen = splits[name].choose(key)
+            return slot if chosen is None else versions.get((name, str(chosen)), slot)
         return slot
+
+    def row_ms(self, name: str | None, version: str | None) -> float:
+        """What a row may take at most, whichever version its key falls to.
+
+        Raises:
+            ServingError: as `get`.
+        """
+        model, world = self.get(name, version), self._world
+        split = world.splits.get(model.name) if version is None else None
+        arms = [world.versions.get((model.name, str(arm.version))) for arm in split.arms] if split else []
+        return max(model.row_ms, *(slot.model.row_ms for slot in arms if slot), 0.0)
 
     def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request.
@@ -179,7 +230,7 @@ class DataPlane:
         begun = self._clock()
         slot = by
         try:
-            slot = slot or self.find(request.model, request.version)
+            slot = slot or self.find(request.model, request.version, request.key)
             response, rows, prediction = self._predict(slot, request)
         except ServingError as e:
             self.count_error(e.code)
@@ -213,7 +264,10 @@ class DataPlane:
         return tuple(slot.model for slot in self._world.versions.values())
 
     def running(self) -> tuple[Running, ...]:
-        """The heartbeat's view of what is being served."""
+        """The heartbeat's view of what is being served: the current models, then those for whom keys are dealt."""
+        world = self._world
+        served = [*world.current.values()]
+        served += [s for s in world.versions.values() if s.watched and s not in served]
         return tuple(
             Running(
                 model=s.model.name,
@@ -224,7 +278,7 @@ class DataPlane:
                 failures=s.failures,
                 latency_ms=round(s.p95_ms, 4),
             )
-            for s in (slot.stats() for slot in self._world.current.values())
+            for s in (slot.stats() for slot in served)
         )
 
     def stats(self, name: str | None = None) -> tuple[ModelStats, ...]:
@@ -256,7 +310,8 @@ class DataPlane:
             slot.hot = hot = slot.hot or self._make_hot(slot)
             name = model.name.encode()
             found[b"%b/versions/%d" % (name, model.version)] = hot
-            if world.current.get(model.name) is slot:
+            split = world.splits.get(model.name)
+            if world.current.get(model.name) is slot and (split is None or not split.per_request):
                 found[name] = hot
         return found
 
@@ -328,6 +383,25 @@ class DataPlane:
 
 def _no_feedback(_model: str, _prediction_id: str, _label: str) -> bool:
     raise ServingError("serving.unknown-prediction", "This agent keeps no predictions to compare with.")
+
+
+def _both(first: Observe, second: Observe) -> Observe:
+    def observe(model: LoadedModel, rows: npt.NDArray[np.float32], prediction: Prediction, request_id: str) -> None:
+        first(model, rows, prediction, request_id)
+        second(model, rows, prediction, request_id)
+
+    return observe
+
+
+def _both_rows(first: ObserveRow | None, second: ObserveRow) -> ObserveRow | None:
+    if first is None:  # then nobody is told of single rows: they come as requests
+        return None
+
+    def observe_row(model: LoadedModel, row: npt.NDArray[np.float32], label: int, top: float, request_id: str) -> None:
+        first(model, row, label, top, request_id)
+        second(model, row, label, top, request_id)
+
+    return observe_row
 
 
 def _unseen(_model: LoadedModel, _rows: npt.NDArray[np.float32], _prediction: Prediction, _id: str) -> None:

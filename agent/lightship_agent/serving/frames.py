@@ -1,8 +1,8 @@
 """Serving: frames, the face for programs on the device that ask often and want their answer soonest.
 
     frame     length of the body as u32, little-endian; then the body, a MessagePack map
-    request   {x, rows?, model?, version?, id?}             rows of numbers
-              {records, model?, version?, id?}              rows by feature name, as in `records`
+    request   {x, rows?, model?, version?, id?, key?}       rows of numbers
+              {records, model?, version?, id?, key?}        rows by feature name, as in `records`
               {do: "feedback", id, label, model?}     {do: "ready", model?, version?}
     answer    {version, digest, labels, classes, id, scores?}     of a classifier
               {version, digest, id, values}                       of a regressor
@@ -71,6 +71,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     do: Literal["predict", "feedback", "ready"] = "predict"
     label: str | int | float | bool | None = None
     records: list[Any] | None = None
+    key: str = ""
 
 
 _DECODE_ROW: Final = msgspec.msgpack.Decoder(_Row).decode
@@ -160,7 +161,7 @@ class FrameFace:
 
     def _find(self, asked: _Request) -> Slot:
         try:
-            return self._plane.find(asked.model, None if asked.version is None else str(asked.version))
+            return self._plane.find(asked.model, None if asked.version is None else str(asked.version), asked.key)
         except ServingError as e:
             self._plane.count_error(e.code)
             raise

@@ -250,7 +250,8 @@ class HttpApp:
         content_type = call.headers.get(b"content-type", b"").decode("latin-1")
         request_id = call.headers.get(b"x-request-id", b"").decode("utf-8", "replace")
         try:
-            found = self.plane.find(call.model, call.version)
+            key = call.headers.get(b"lightship-key", b"").decode("utf-8", "replace")
+            found = self.plane.find(call.model, call.version, key)
             asked = decode_records(call.body, content_type, found.model, request_id)
         except ServingError as e:
             self.plane.count_error(e.code)
@@ -260,7 +261,7 @@ class HttpApp:
 
     def _is_fast(self, call: Call) -> bool:
         try:
-            return self.plane.get(call.model, call.version).row_ms <= HOT_ROW_MS
+            return self.plane.row_ms(call.model, call.version) <= HOT_ROW_MS
         except ServingError:
             return True  # refused in a moment
 

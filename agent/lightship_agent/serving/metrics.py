@@ -51,6 +51,10 @@ METRICS: Final[tuple[Metric, ...]] = (
         "lightship_agent_latency_seconds", "summary", "Time to answer a request inside the agent; recent quantiles."
     ),
     Metric("lightship_agent_ring_dropped_rows_total", "counter", "Rows overwritten before the monitor counted them."),
+    Metric("lightship_agent_shadow_rows_total", "counter", "Rows that challengers in the shadow answered too."),
+    Metric("lightship_agent_shadow_agreeing_rows_total", "counter", "Of them, those answered alike."),
+    Metric("lightship_agent_shadow_failures_total", "counter", "Rows that a challenger in the shadow failed at."),
+    Metric("lightship_agent_shadow_dropped_rows_total", "counter", "Rows that found the shadow's queue full."),
     Metric("lightship_agent_outbox_records", "gauge", "Reports waiting to be sent."),
     Metric("lightship_agent_outbox_dropped_total", "counter", "Reports dropped because the outbox was full."),
     Metric("lightship_agent_update_state", "gauge", "1 for the state the update machine is in."),

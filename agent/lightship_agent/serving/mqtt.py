@@ -27,6 +27,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from lightship_agent.contract.codes import ServingError, SettingsError
+from lightship_agent.contract.experiment import MAX_KEY
 from lightship_agent.contract.topics import FRAME_TYPE
 from lightship_agent.runtime.model import LoadedModel
 
@@ -130,7 +131,8 @@ class MqttFace:
             return [record_of(_read(message, sensor.format), sensor, model.schema)]
 
         try:
-            told = self._ask(sensor.model, row)[0]
+            # A sensor is known by its topic: one and the same version answers it.
+            told = self._ask(sensor.model, row, message.topic[:MAX_KEY])[0]
         except ServingError as e:
             self._log(e)
             return
@@ -149,7 +151,7 @@ class MqttFace:
 
         said: Any
         try:
-            told = self._ask(bound.model, rows)
+            told = self._ask(bound.model, rows, _key(properties))
             said = told if is_list else told[0]
         except ServingError as e:
             said = {"code": e.code, "error": str(e)}
@@ -165,9 +167,9 @@ class MqttFace:
             reply = self._frames.refuse(e)
         self._send(topic, reply.body[LENGTH.size :], getattr(properties, "CorrelationData", None))
 
-    def _ask(self, name: str | None, rows: Callable[[LoadedModel], list[Any]]) -> list[dict[str, Any]]:
+    def _ask(self, name: str | None, rows: Callable[[LoadedModel], list[Any]], key: str) -> list[dict[str, Any]]:
         try:
-            found = self._plane.find(name)
+            found = self._plane.find(name, None, key)
             request = request_of(rows(found.model), found.model)
         except ServingError as e:
             self._plane.count_error(e.code)
@@ -215,6 +217,12 @@ def _body(message: paho.MQTTMessage) -> bytes:
 
 def _read(message: paho.MQTTMessage, how: str) -> Any:
     return read_message(_body(message), how)
+
+
+def _key(properties: Properties | None) -> str:
+    """The user property `key` of a request: on whose behalf it asks."""
+    told = dict(getattr(properties, "UserProperty", ()))
+    return str(told.get("key", ""))
 
 
 def _answer_topic(properties: Properties | None, topic: str) -> str:

@@ -160,8 +160,15 @@ def decode_infer(
         version=version,
         id=parsed.id or "",
         outputs=tuple(out.name for out in parsed.outputs or ()),
+        key=_key((parsed.parameters or {}).get("key", "")),
     )
     return request, _encoding(parsed)
+
+
+def _key(told: Any) -> str:
+    if isinstance(told, bool) or not isinstance(told, str | int):
+        raise ServingError("serving.malformed", "Expected the parameter key to be a string or a whole number.")
+    return str(told)
 
 
 def encode_infer(response: InferResponse, encoding: Encoding = _JSON_ONLY) -> tuple[bytes, int | None]:

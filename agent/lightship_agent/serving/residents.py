@@ -109,6 +109,15 @@ class Residents:
         """These are needed beside what serves, by a shadow or a share: they stay. Replaces what was held before."""
         self._held = frozenset(digests)
 
+    def have(self, bundle: Bundle) -> LoadedModel:
+        """Have it in memory, and nobody who asks for its version is answered by it.
+
+        Raises:
+            LightshipError: as `serve`; then nothing changes.
+        """
+        with self._lock:
+            return self._resident(bundle)
+
     def load(self, bundle: Bundle, *, watched: bool = False) -> LoadedModel:
         """Have it in memory beside what serves: it answers whoever asks for its version.
 

@@ -32,13 +32,17 @@ class Tensor(msgspec.Struct, frozen=True, eq=False):
 
 
 class InferRequest(msgspec.Struct, frozen=True, eq=False):
-    """What to predict. No model: the only one. No version: the one that is served. No outputs: all."""
+    """What to predict. No model: the only one. No version: the one that is served. No outputs: all.
+
+    `key` says on whose behalf: where keys are dealt among versions, the same key is always answered by the same one.
+    """
 
     inputs: tuple[Tensor, ...]
     model: str | None = None
     version: str | None = None
     id: str = ""
     outputs: tuple[str, ...] = ()
+    key: str = ""
 
 
 class InferResponse(msgspec.Struct, frozen=True, eq=False):

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lightship_agent.contract.assignment import Assignment, check_assignment
+from lightship_agent.contract.assignment import MODES, Assignment, Beside, check_assignment
 from lightship_agent.contract.codes import CODES, LightshipError, TrustError, UpdateError
 from lightship_agent.contract.transport import TRANSPORT_SUFFIX, delta_path
 from lightship_agent.files import scratch
@@ -84,6 +84,16 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
     held: tuple[tuple[str, str], ...] = ()  # path and sha256 of what the store holds
 
 
+class CheckedBeside(msgspec.Struct, frozen=True, kw_only=True):
+    """A companion that the assignment names: the released files that bring it, or why it is refused."""
+
+    beside: Beside
+    transport: ReleasedFile | None = None
+    delta: ReleasedFile | None = None
+    code: str = ""
+    message: str = ""
+
+
 class CheckReply(msgspec.Struct, frozen=True, kw_only=True):
     """What this device shall run, and the released files that bring it."""
 
@@ -91,6 +101,7 @@ class CheckReply(msgspec.Struct, frozen=True, kw_only=True):
     bundle: ReleasedFile
     transport: ReleasedFile
     delta: ReleasedFile | None = None
+    beside: tuple[CheckedBeside, ...] = ()
     director: str = ""  # the key set that signed the assignment
     metadata_expires: dict[str, int] = {}  # Unix seconds by role
     revoked: tuple[str, ...] = ()  # the digests of what is held and no longer in the release list
@@ -140,6 +151,7 @@ def check(request: CheckRequest) -> CheckReply:
             bundle=releases.check_released(assignment),
             transport=releases.find(assignment.path + TRANSPORT_SUFFIX),
             delta=_find_delta(releases, assignment, request.current_sha256),
+            beside=tuple(_check_beside(releases, b, request.current_sha256) for b in assignment.beside),
             director=director,
             metadata_expires={role: int(at.timestamp()) for role, at in releases.expires.items()},
             revoked=tuple(sha256 for path, sha256 in request.held if not _is_listed(releases, path, sha256)),
@@ -151,7 +163,22 @@ def _is_listed(releases: Releases, path: str, sha256: str) -> bool:
     return found is not None and found.sha256 == sha256
 
 
-def _find_delta(releases: Releases, assignment: Assignment, current: str) -> ReleasedFile | None:
+def _check_beside(releases: Releases, beside: Beside, current: str) -> CheckedBeside:
+    """The companion, held to the same as what it runs beside; one that is refused costs the assignment nothing."""
+    if beside.mode not in MODES:
+        message = f"This agent knows no mode {beside.mode[:40]!r}."
+        return CheckedBeside(beside=beside, code="update.beside", message=message)
+    try:
+        releases.check_released(beside)
+        transport = releases.find(beside.path + TRANSPORT_SUFFIX)
+        return CheckedBeside(beside=beside, transport=transport, delta=_find_delta(releases, beside, current))
+    except TrustError as e:
+        if e.code != "trust.not-released":
+            raise
+        return CheckedBeside(beside=beside, code=e.code, message=str(e))
+
+
+def _find_delta(releases: Releases, assignment: Assignment | Beside, current: str) -> ReleasedFile | None:
     """The patch from what is here; that there is none is no error, for it is only a shorter way."""
     if not current or current == assignment.sha256:
         return None

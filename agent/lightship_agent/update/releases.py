@@ -41,7 +41,14 @@ from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
-from lightship_agent.contract.assignment import DIRECTOR, MAX_ENVELOPE, PAYLOAD_TYPE, Assignment, parse_assignment
+from lightship_agent.contract.assignment import (
+    DIRECTOR,
+    MAX_ENVELOPE,
+    PAYLOAD_TYPE,
+    Assignment,
+    Beside,
+    parse_assignment,
+)
 from lightship_agent.contract.codes import LightshipError, LinkError, StorageError, TrustError
 from lightship_agent.contract.device_api import MAX_RELEASE_LIST
 from lightship_agent.contract.wire import sha256_hex
@@ -196,8 +203,8 @@ class Releases:
             raise TrustError("trust.signature", f"The assignment is not signed by the director: {e}.") from e
         return parse_assignment(envelope.payload)
 
-    def check_released(self, assignment: Assignment) -> ReleasedFile:
-        """The release an assignment names, with the same digest and length.
+    def check_released(self, assignment: Assignment | Beside) -> ReleasedFile:
+        """The release an assignment or a companion in it names, with the same digest and length.
 
         Raises:
             TrustError: trust.not-released.

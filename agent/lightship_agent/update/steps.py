@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from lightship_agent.link.client import ControlPlane
 from lightship_agent.runtime.probe import probe
 
 from . import machine as m
+from .companions import BesideHost
 from .fetch import Source, Ways, fetch
 from .gate import Gate
 from .store import BundleStore
@@ -30,11 +31,8 @@ from .store import BundleStore
 log = logging.getLogger(__name__)
 
 
-class Host(Protocol):
+class Host(BesideHost, Protocol):
     """What the updater needs of the rest of the agent."""
-
-    def check_compatible(self, bundle: Bundle) -> None:
-        """Raise BundleError (bundle.incompatible) if this device can't run it."""
 
     def serve(self, bundle: Bundle) -> None:
         """Load the bundle and serve it from now on; raise LightshipError and change nothing otherwise."""
@@ -44,12 +42,6 @@ class Host(Protocol):
 
     def serve_nothing(self) -> None:
         """Stop serving: there is no model to go back to."""
-
-    def failures(self, digest: str) -> int:
-        """Server errors while serving that digest."""
-
-    def report(self, action: m.Report) -> None:
-        """Queue an update step for the control plane."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +82,7 @@ class Steps:
         self._gate = gate
         self._stop = stop
         self.delivery: Delivery | None = None
+        self.beside: Callable[[], tuple[str, ...]] = tuple  # digests that stay though the machine knows nothing of them
 
     def carry_out(self, action: m.Action, state: m.UpdateState) -> m.Event | None:
         """Do it; the event that follows, if any.
@@ -113,7 +106,7 @@ class Steps:
                 return None
             case m.CollectGarbage(keep):
                 self._host.settle(m.fit(state))
-                self._store.collect_garbage(keep)
+                self._store.collect_garbage((*keep, *self.beside()))
                 return None
             case m.Report():
                 self._host.report(action)

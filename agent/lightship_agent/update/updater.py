@@ -45,6 +45,7 @@ from . import machine as m
 from . import media, orders
 from .check import CheckReply, CheckRequest, FileSource, ServerSource, check_in_child
 from .clock import DeviceClock, date_of
+from .companions import Companions
 from .fetch import Ways
 from .gate import DeferredError, Gate, Kind, Rules
 from .rate import TokenBucket
@@ -116,11 +117,14 @@ class Updater:
         self._etag_from = self._etag_until = 0.0  # and from when until when it is, in Unix seconds
         self._deferral: _Deferral | None = None
         self._held: frozenset[str] = frozenset()  # names of carried files that were looked at and wait for their moment
+        self._beside_begun = False
         self._asked_at = 0.0  # monotonic seconds of the last question whether a transfer is still wanted
         self._stop = threading.Event()
         self._poke = threading.Event()
         self._thread = threading.Thread(target=self._run, name="updater", daemon=True)
         self._steps = Steps(host, self.store, plane, timing, self._bounds.gate, self._stop)
+        self.companions = Companions(state_dir, self.store, host, self._bounds.gate, timing.soak, self.clock.now)
+        self._steps.beside = lambda: self.companions.kept
         self.on_acknowledged: Callable[[str, int], None] = lambda _epoch, _seq: None
         self.trust_code = ""  # why updates stand still, if they do
         self.reached_at = 0.0  # Unix seconds of the last answer of the control plane
@@ -149,6 +153,7 @@ class Updater:
         self._poke.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        self.companions.stop()
 
     def poke(self) -> None:
         """Look for an assignment now."""
@@ -167,7 +172,7 @@ class Updater:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for look in (self._look_at_orders, self._look_at_media, self._look):
+            for look in (self._look_at_orders, self._look_at_media, self._look_beside, self._look):
                 try:
                     look()
                 except LightshipError as e:
@@ -230,6 +235,18 @@ class Updater:
         media.settled(path)
         return True
 
+    def _look_beside(self) -> None:
+        """What ran beside before a restart runs again; it is not waited for by the first prediction."""
+        if not self._beside_begun:
+            self._beside_begun = True
+            self.companions.recover(self._serving)
+        self.companions.settle()
+
+    @property
+    def _serving(self) -> str:
+        """The digest of what is committed."""
+        return self.state.current.sha256 if self.state.current is not None else ""
+
     def _look(self) -> None:
         # A clock that was set back says nothing of how long ago something was settled.
         settled = self._etag_from <= self.clock.now() < self._etag_until
@@ -291,9 +308,21 @@ class Updater:
             self._steps.delivery = None
         if self.state.last_code == "update.superseded":
             self._poke.set()
+        elif not self._stop.is_set():
+            self._follow(reply, target, delivery)
         # What was transferred and unpacked was large.
         if reply.assignment.sha256 in m.kept(self.state):
             trim_memory()
+
+    def _follow(self, reply: CheckReply, target: m.Target, delivery: Delivery) -> None:
+        """Now that the machine is at rest: what shall run beside."""
+        # What was carried here brings no companions: they come over the network, or from the store.
+        source, before = delivery.source if delivery.gated else None, self.companions.kept
+        self.companions.follow(reply.beside, target.seq, self._serving, source, gated=delivery.gated)
+        if self.companions.deferred is not None and self._deferral is None and delivery.gated:
+            self._deferral = _Deferral(*self.companions.deferred)
+        if set(before) - set(self.companions.kept):
+            self.store.collect_garbage((*m.kept(self.state), *self.companions.kept))
 
     def _freed(self) -> bool:
         """Whether what was not allowed the last time is allowed now."""
@@ -308,9 +337,12 @@ class Updater:
 
     def _settled_until(self, digest: str) -> float:
         now = self.clock.now()
-        if self._deferral is not None or (self.state.current is not None and self.state.current.sha256 == digest):
+        if self._deferral is not None:
             return now + VERIFY_EVERY
-        return self.state.penalties.get(digest, m.Penalty()).until
+        until = self.state.penalties.get(digest, m.Penalty()).until
+        if self.state.current is not None and self.state.current.sha256 == digest:
+            until = now + VERIFY_EVERY
+        return min(until, self.companions.settled_until())
 
     def _stopped(self, etag: str) -> Callable[[], bool]:
         """Asked between two chunks: stops with the agent, with the window, and when another assignment is there."""

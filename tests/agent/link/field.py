@@ -27,7 +27,7 @@ from lightship.fleet.ca import server_names
 from lightship.home import Home
 from lightship.storage.models import AssignmentRow, ModelVersion
 from lightship_agent import __version__
-from lightship_agent.contract.assignment import Assignment
+from lightship_agent.contract.assignment import Assignment, Beside
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import LightshipError, UpdateError
 from lightship_agent.contract.wire import sha256_hex
@@ -113,6 +113,7 @@ class RecordingHost:
         self.failing: set[str] = set()  # digests whose requests fail
         self.unloadable: set[str] = set()
         self.kept: tuple[str, ...] = ()
+        self.beside: dict[str, Beside] = {}
 
     def check_compatible(self, bundle: Bundle) -> None:
         check_compatible(
@@ -133,6 +134,15 @@ class RecordingHost:
 
     def serve_nothing(self) -> None:
         self._now(None)
+
+    def stand_beside(self, beside: Beside, bundle: Callable[[], Bundle]) -> None:
+        if beside.sha256 in self.unloadable:
+            raise UpdateError("update.swap", "The model can't be loaded.")
+        load_model(bundle())
+        self.beside[beside.experiment] = beside
+
+    def step_aside(self, experiment: str) -> None:
+        self.beside.pop(experiment, None)
 
     def failures(self, digest: str) -> int:
         return int(digest in self.failing)
