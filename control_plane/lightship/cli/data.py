@@ -10,6 +10,20 @@ from lightship.home import Home, operator
 
 from .console import emit, json_option, say, stamp, table, with_home
 
+CATEGORICAL = click.option(
+    "--categorical",
+    multiple=True,
+    metavar="COLUMN",
+    help="A column of categories that look like numbers, or of 101 to 4096 words; repeatable.",
+)
+UNKNOWN = click.option(
+    "--unknown",
+    type=click.Choice(["error", "code"]),
+    default="error",
+    show_default=True,
+    help="A word that is in none of these rows is refused on devices, or becomes a number of its own.",
+)
+
 
 @click.group()
 def data() -> None:
@@ -22,20 +36,43 @@ def data() -> None:
 @click.option("--target", required=True, help="The column to predict.")
 @click.option("--task", type=click.Choice(["auto", "classification", "regression"]), default="auto", show_default=True)
 @click.option("--allow-missing", is_flag=True, help="Empty cells are allowed; the model must then handle them.")
+@CATEGORICAL
+@UNKNOWN
 @json_option
 @with_home
-def add(home: Home, csv: Path, name: str, target: str, task: str, allow_missing: bool, as_json: bool) -> None:
-    """Add a CSV file as the next version of a dataset."""
+def add(
+    home: Home,
+    csv: Path,
+    name: str,
+    target: str,
+    task: str,
+    allow_missing: bool,
+    categorical: tuple[str, ...],
+    unknown: str,
+    as_json: bool,
+) -> None:
+    """Add a CSV file as the next version of a dataset. Columns of words, at most 100 of them, become categories."""
     from lightship.api import views
     from lightship.data.csv_loader import load_csv
     from lightship.registry.datasets import add_dataset
 
-    dataset = load_csv(csv, name=name, target=target, task=task, allow_missing=allow_missing)  # type: ignore[arg-type]
+    dataset = load_csv(
+        csv,
+        name=name,
+        target=target,
+        task=task,  # type: ignore[arg-type]
+        allow_missing=allow_missing,
+        categorical=categorical,
+        unknown=unknown,  # type: ignore[arg-type]
+    )
     row = add_dataset(home, dataset, source=csv.name, parent=None, actor=operator())
     if as_json:
         emit(views.dataset(row))
         return
     say(f"{row.name}@{row.version}: {row.rows} rows, {row.features} features, {row.task} of {row.target!r}")
+    worded = [f"{f.name} ({len(f.levels)})" for f in dataset.schema.features if f.is_categorical]
+    if worded:
+        say(f"categories: {', '.join(worded)}")
     say(f"digest {row.digest}")
 
 

@@ -11,6 +11,7 @@ from lightship.home import Home, operator
 from lightship_agent.contract.codes import GateError
 
 from .console import emit, json_option, say, stamp, table, with_home
+from .data import CATEGORICAL, UNKNOWN
 
 FORCE = click.option("--force-reason", help="Register although a metric gate fails; the reason is audited.")
 GATE = click.option(
@@ -169,6 +170,8 @@ def alias(home: Home, reference: str, alias: str, as_json: bool) -> None:
 @click.option("--data", "csv", required=True, type=click.Path(path_type=Path), help="Reference rows with their truth.")
 @click.option("--target", required=True, help="The column that holds the truth.")
 @click.option("--task", type=click.Choice(["auto", "classification", "regression"]), default="auto", show_default=True)
+@CATEGORICAL
+@UNKNOWN
 @GATE
 @FORCE
 @json_option
@@ -180,6 +183,8 @@ def import_(
     csv: Path,
     target: str,
     task: str,
+    categorical: tuple[str, ...],
+    unknown: str,
     gate: tuple[str, ...],
     force_reason: str | None,
     as_json: bool,
@@ -190,7 +195,14 @@ def import_(
     from lightship.registry.datasets import add_dataset
     from lightship.registry.pipeline import check_is_model, import_version
 
-    reference = load_csv(csv, name=f"{name}-reference", target=target, task=task)  # type: ignore[arg-type]
+    reference = load_csv(
+        csv,
+        name=f"{name}-reference",
+        target=target,
+        task=task,  # type: ignore[arg-type]
+        categorical=categorical,
+        unknown=unknown,  # type: ignore[arg-type]
+    )
     check_is_model(onnx)
     add_dataset(home, reference, source=csv.name, parent=None, actor=operator())
     version = import_version(

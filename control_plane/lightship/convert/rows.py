@@ -2,7 +2,7 @@
 
 Rules:
 * what the model will see: held-out rows;
-* what it may see: each feature at its ends and beyond, each nullable feature missing;
+* what it may see: each feature at its ends and beyond, each category, each nullable feature missing;
 * where they would part: every tree threshold and the float32 numbers next to it, for trees compare in float64 there
   and in float32 on the device.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightship_agent.contract.codes import DataError
-from lightship_agent.contract.schema import FeatureSchema
+from lightship_agent.contract.schema import Feature, FeatureSchema
 
 from .thresholds import splits
 from .walk import TREES, parts
@@ -25,6 +25,7 @@ MAX_HELDOUT: Final = 2_000
 MAX_THRESHOLD_ROWS: Final = 500
 _MAX_EDGE_FEATURES: Final = 500
 _MISSING_ROWS: Final = 5
+_CATEGORIES: Final = 16  # of one feature
 
 
 def parity_rows(
@@ -70,18 +71,25 @@ def _edges(base: npt.NDArray[np.float32], schema: FeatureSchema) -> npt.NDArray[
     """Per feature: a row at its lowest, its highest, and one range below and above them."""
     made = []
     for j, feature in enumerate(schema.features[:_MAX_EDGE_FEATURES]):
-        column = base[:, j][~np.isnan(base[:, j])]
-        if not len(column) and feature.low is None:
-            continue
-        low = float(column.min()) if feature.low is None else feature.low
-        high = float(column.max()) if feature.high is None else feature.high
-        span = high - low or 1.0
-        for k, value in enumerate((low, high, low - span, high + span)):
+        for k, value in enumerate(_ends(base[:, j], feature)):
             row = base[(4 * j + k) % len(base)].copy()
             with np.errstate(over="ignore"):
                 row[j] = np.float32(value)
             made.append(row)
     return np.array(made, dtype=np.float32).reshape(len(made), schema.width)
+
+
+def _ends(column: npt.NDArray[np.float32], feature: Feature) -> tuple[float, ...]:
+    if feature.is_categorical:
+        last = len(feature.levels) - 1 if feature.unknown_code is None else feature.unknown_code
+        return tuple(float(code) for code in evenly(last + 1, _CATEGORIES))
+    present = column[~np.isnan(column)]
+    if not len(present) and feature.low is None:
+        return ()
+    low = float(present.min()) if feature.low is None else feature.low
+    high = float(present.max()) if feature.high is None else feature.high
+    span = high - low or 1.0
+    return (low, high, low - span, high + span)
 
 
 def _missing(base: npt.NDArray[np.float32], schema: FeatureSchema) -> npt.NDArray[np.float32]:

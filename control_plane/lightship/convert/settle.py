@@ -29,10 +29,14 @@ PROBE_ROWS = 64
 def probe_rows(schema: FeatureSchema, seed: int = 0) -> npt.NDArray[np.float32]:
     """Rows to look at a graph with: the lowest, the highest, and others between; float32 `[PROBE_ROWS, width]`."""
     rng = np.random.Generator(np.random.PCG64(seed))
-    low = np.array([-3.0 if f.low is None else f.low for f in schema.features])
-    high = np.array([3.0 if f.high is None else f.high for f in schema.features])
+    ranges = [(-3.0 if f.low is None else f.low, 3.0 if f.high is None else f.high) for f in schema.features]
+    words = [j for j, f in enumerate(schema.features) if f.is_categorical]
+    for j in words:
+        ranges[j] = (0.0, len(schema.features[j].levels) - 1.0)
+    low, high = np.array(ranges).T
     rows = low + (high - low) * rng.random((PROBE_ROWS, schema.width))
     rows[0], rows[1] = low, high
+    rows[:, words] = np.round(rows[:, words])
     return np.asarray(rows, dtype=np.float32)
 
 

@@ -3,6 +3,7 @@
 Rules:
 * comma-separated UTF-8 with a header line; a byte order mark is fine;
 * nothing is guessed away: a gap, a text among numbers, a second column of the same title is named by line and column;
+* a column in which no cell is a number is one of words, and few of them: categories, as the contract reads them;
 * with a schema given, the columns must be the schema's, in any order.
 """
 
@@ -10,20 +11,28 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from lightship_agent.contract.categories import MAX_CATEGORIES, MAX_INFERRED, category, infer_categories
 from lightship_agent.contract.codes import DataError
 from lightship_agent.contract.names import feature_name
-from lightship_agent.contract.schema import FeatureSchema
+from lightship_agent.contract.schema import Feature, FeatureSchema
 
-from .dataset import Dataset, check_columns, observed_feature, observed_schema
+from .dataset import Dataset, check_columns, named_features, observed_feature
 from .failures import Failure, Failures
 from .target import TaskChoice, encode_target, fits_float32, is_missing, parse_number
+
+Unknown = Literal["error", "code"]
+#: Numbers as some countries write them are not words.
+_FOREIGN_NUMBER: Final = re.compile(r"[+-]?[\d.' ]*\d,\d+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ def load_csv(
     schema: FeatureSchema | None = None,
     labels: tuple[str, ...] | None = None,
     allow_missing: bool = False,
+    categorical: Collection[str] = (),
+    unknown: Unknown = "error",
 ) -> Dataset:
     """Read `path` as a dataset.
 
@@ -55,10 +66,12 @@ def load_csv(
         schema: of an existing model, when data is added to it: the columns must match.
         labels: the class names of an existing model; others are refused.
         allow_missing: make columns with gaps nullable. With `schema`, the schema decides instead.
+        categorical: titles of columns of categories that look like numbers, or are many. With `schema`, it decides.
+        unknown: what shall become of a word that is in none of these rows: see `Feature`.
 
     Raises:
         DataError: data.unreadable, data.empty, data.column-missing, data.column-unexpected, data.type,
-            data.missing-value, data.range.
+            data.missing-value, data.range, data.category.
         InvalidNameError: name.invalid.
     """
     table = _read(path)
@@ -70,17 +83,22 @@ def load_csv(
     if schema is not None:
         others = _order(table.titles, others, schema)
     titles = [table.titles[j] for j in others]
-    nullable = [f.nullable for f in schema.features] if schema else [allow_missing] * len(others)
-    matrix = _numbers(table, others, nullable)
+    if schema is None:
+        check_titles(titles, categorical)
+        bases = tuple(
+            _kind_of(base, table.columns[j], table.titles[j] in categorical, unknown)
+            for base, j in zip(named_features(titles), others, strict=True)
+        )
+        nullable = [allow_missing] * len(others)
+    else:
+        bases, nullable = schema.features, [f.nullable for f in schema.features]
+    matrix = _numbers(table, others, bases, nullable)
     if schema is None:
         _check_some_value(matrix, titles)
-        found = observed_schema(matrix, titles, {})
-    else:
-        seen = tuple(observed_feature(f, matrix[:, j]) for j, f in enumerate(schema.features))
-        found = msgspec.structs.replace(schema, features=seen)
+    seen = tuple(observed_feature(base, matrix[:, j]) for j, base in enumerate(bases))
     return Dataset(
         name=name,
-        schema=found,
+        schema=FeatureSchema(features=seen) if schema is None else msgspec.structs.replace(schema, features=seen),
         task=encoded.task,
         target=table.titles[at],
         labels=encoded.labels,
@@ -88,6 +106,31 @@ def load_csv(
         y=encoded.y,
         titles=tuple(titles),
     )
+
+
+def check_titles(titles: Collection[str], categorical: Collection[str]) -> None:
+    """Refuse a column of categories that is not there.
+
+    Raises:
+        DataError: data.column-missing.
+    """
+    absent = [title for title in categorical if title not in titles]
+    if absent:
+        raise DataError("data.column-missing", f"No column {absent[0]!r}. The columns are: {', '.join(titles)}.")
+
+
+def _kind_of(base: Feature, cells: tuple[str, ...], is_categorical: bool, unknown: Unknown) -> Feature:
+    """`base`, with the categories that are in `cells` where they are words."""
+    words = [category(cell) for cell in cells]
+    present = [word for word in words if word is not None]
+    if not is_categorical and (not present or any(_is_like_a_number(word) for word in present)):
+        return base
+    found = infer_categories(base.name, words, most=MAX_CATEGORIES if is_categorical else MAX_INFERRED)
+    return msgspec.structs.replace(base, kind="categorical", categories=found, unknown=unknown)
+
+
+def _is_like_a_number(word: str) -> bool:
+    return parse_number(word) is not None or _FOREIGN_NUMBER.fullmatch(word) is not None
 
 
 def _read(path: Path) -> _Table:
@@ -158,21 +201,41 @@ def _order(titles: list[str], others: list[int], schema: FeatureSchema) -> list[
     return [place[n] for n in schema.names]
 
 
-def _numbers(table: _Table, columns: list[int], nullable: list[bool]) -> npt.NDArray[np.float32]:
+def _numbers(
+    table: _Table, columns: list[int], features: tuple[Feature, ...], nullable: list[bool]
+) -> npt.NDArray[np.float32]:
     """The cells of `columns` as float32 `[n, len(columns)]`."""
     failures = Failures()
     matrix = np.empty((len(table.lines), len(columns)), dtype=np.float32)
     for k, j in enumerate(columns):
-        values = [parse_number(cell) for cell in table.columns[j]]
-        for i, value in enumerate(values):
-            if value is None or not fits_float32(value):
-                found = _complaint(table.columns[j][i], value, nullable=nullable[k])
-                if found:
-                    failures.add(Failure(table.lines[i], table.titles[j], *found))
-                values[i] = float("nan")
-        matrix[:, k] = np.array(values, dtype=np.float64)
+        read = _codes if features[k].is_categorical else _values
+        matrix[:, k] = read(table, j, features[k], nullable[k], failures)
     failures.check()
     return matrix
+
+
+def _values(table: _Table, j: int, _feature: Feature, nullable: bool, failures: Failures) -> npt.NDArray[np.float64]:
+    values = [parse_number(cell) for cell in table.columns[j]]
+    for i, value in enumerate(values):
+        if value is None or not fits_float32(value):
+            found = _complaint(table.columns[j][i], value, nullable=nullable)
+            if found:
+                failures.add(Failure(table.lines[i], table.titles[j], *found))
+            values[i] = float("nan")
+    return np.array(values, dtype=np.float64)
+
+
+def _codes(table: _Table, j: int, feature: Feature, nullable: bool, failures: Failures) -> npt.NDArray[np.float32]:
+    words = [category(cell) for cell in table.columns[j]]
+    known = frozenset(feature.levels)
+    for i, word in enumerate(words):
+        if word is None and not nullable:
+            failures.add(Failure(table.lines[i], table.titles[j], "data.missing-value", "no value"))
+        elif word is not None and word not in known and feature.unknown_code is None:
+            sentence = f"expected one of {len(known)} categories, found {word[:60]!r}"
+            failures.add(Failure(table.lines[i], table.titles[j], "data.category", sentence))
+            words[i] = None
+    return feature.encode(words)
 
 
 def _complaint(cell: str, value: float | None, *, nullable: bool) -> tuple[str, str] | None:

@@ -28,6 +28,7 @@ from .failures import Failure, Failures
 from .target import Task, TaskChoice, encode_target
 
 #: MessagePack holds at most 2³² - 1 bytes in one value.
+_NO_WORD: Final = "\x00"  # is no category of any schema
 MAX_DATASET: Final = 4 * 1024**3 - 1
 
 
@@ -247,18 +248,26 @@ def observed_schema(matrix: npt.NDArray[np.float32], titles: Sequence[str], unit
     Raises:
         DataError: data.empty for too few or too many columns.
     """
+    named = named_features(titles, units)
+    return FeatureSchema(features=tuple(observed_feature(base, matrix[:, j]) for j, base in enumerate(named)))
+
+
+def named_features(titles: Sequence[str], units: Mapping[str, str] | None = None) -> tuple[Feature, ...]:
+    """A plain feature per column title, its name derived from it."""
     taken: set[str] = set()
     features = []
-    for j, title in enumerate(titles):
+    for title in titles:
         name = feature_name(title, taken)
         taken.add(name)
-        features.append(observed_feature(Feature(name=name, unit=units.get(title, "")), matrix[:, j]))
-    return FeatureSchema(features=tuple(features))
+        features.append(Feature(name=name, unit=(units or {}).get(title, "")))
+    return tuple(features)
 
 
 def observed_feature(base: Feature, column: npt.NDArray[np.float32]) -> Feature:
-    """`base` with the range, wholeness and gaps of `column` (float32 `[n]`)."""
+    """`base` with the gaps of `column` (float32 `[n]`), and of a number its range and wholeness."""
     present = column[~np.isnan(column)]
+    if base.is_categorical:
+        return msgspec.structs.replace(base, nullable=base.nullable or len(present) < len(column))
     return msgspec.structs.replace(
         base,
         nullable=base.nullable or len(present) < len(column),
@@ -274,7 +283,7 @@ def concat(old: Dataset, new: Dataset, name: str) -> Dataset:
     `new` may lack classes of `old`, never add one; it may have gaps only where `old` allows them.
 
     Raises:
-        DataError: data.column-missing, data.column-unexpected, data.type, data.missing-value.
+        DataError: data.column-missing, data.column-unexpected, data.type, data.missing-value, data.category.
     """
     if (old.task, old.target) != (new.task, new.target):
         message = f"Expected {old.task} of {old.target!r}, found {new.task} of {new.target!r}."
@@ -284,7 +293,7 @@ def concat(old: Dataset, new: Dataset, name: str) -> Dataset:
     if unknown:
         raise DataError("data.type", f"Expected the classes {', '.join(old.labels)}; found also {', '.join(unknown)}.")
     order = [new.schema.names.index(n) for n in old.schema.names]
-    x = np.concatenate([old.x, new.x[:, order]])
+    x = np.concatenate([old.x, _recoded(old.schema, new, order)])
     features = []
     for j, before in enumerate(old.schema.features):
         after = new.schema.features[order[j]]
@@ -299,6 +308,24 @@ def concat(old: Dataset, new: Dataset, name: str) -> Dataset:
     added = remap[new.y] if old.task == "classification" else new.y
     schema = msgspec.structs.replace(old.schema, features=tuple(features))
     return replace(old, name=name, schema=schema, x=x, y=np.concatenate([old.y, added]))
+
+
+def _recoded(schema: FeatureSchema, new: Dataset, order: Sequence[int]) -> npt.NDArray[np.float32]:
+    """The rows of `new` in the order of `schema`, their words as the numbers that it gives them."""
+    rows = new.x[:, order].copy()
+    for j, before in enumerate(schema.features):
+        after = new.schema.features[order[j]]
+        if before.kind != after.kind:
+            raise DataError("data.type", f"Feature {before.name!r}: expected {before.kind}, found {after.kind}.")
+        if before.levels != after.levels:
+            told = [None if np.isnan(code) else int(code) for code in rows[:, j]]
+            beyond = len(after.levels)  # a word that `new` did not know either
+            if any(code == beyond for code in told) and before.unknown_code is None:
+                message = f"Feature {before.name!r}: {new.name!r} has words that are none of its categories."
+                raise DataError("data.category", message)
+            words = [None if code is None else (*after.levels, _NO_WORD)[code] for code in told]
+            rows[:, j] = before.encode(words)
+    return rows
 
 
 def check_columns(expected: Sequence[str], found: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ SHOWN: Final = 5
 _REMEDIES: Final = {
     "data.missing-value": "Fill the cells, drop the rows, or allow missing values.",
     "data.type": "Correct the cells, or drop the rows or the column.",
+    "data.category": "Correct the words; a model that shall know new ones is trained on them.",
     "data.range": "Rescale the column, or correct the cells: float32 holds finite values up to 3.4e38.",
 }
 

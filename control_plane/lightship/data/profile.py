@@ -7,7 +7,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ def reference_profile(
     *,
     labelled: int = 0,
     errors: int = 0,
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> ReferenceProfile:
     """Bins and counts of `rows`, and of what the model answers to them.
 
@@ -36,6 +37,7 @@ def reference_profile(
         labels: class names in index order.
         labelled: held-out rows the error rate was measured on.
         errors: how many of them the model got wrong.
+        categories: of the features that have some, by name.
 
     Raises:
         DataError: data.empty for no rows or a column without any value; data.profile-mismatch when sizes disagree.
@@ -51,7 +53,7 @@ def reference_profile(
         predictions, score_counts = _count(len(rows), predicted, scores, len(labels))
     return ReferenceProfile(
         rows=len(rows),
-        features=profile_features(rows, names),
+        features=profile_features(rows, names, categories),
         labels=labels,
         predictions=predictions,
         scores=score_counts,

@@ -44,7 +44,8 @@ def _profile(converted: Converted, reference: Dataset, heldout: Dataset) -> Refe
     A model is surer of rows it was fitted on than it will ever be in the field, so its predictions and scores are
     counted on held-out rows only.
     """
-    profile = reference_profile(reference.x, reference.schema.names)
+    categories = {f.name: f.levels for f in reference.schema.features if f.is_categorical}
+    profile = reference_profile(reference.x, reference.schema.names, categories=categories)
     answer = OnnxModel(converted.onnx, converted.outputs).answer(heldout.x)
     if answer.labels is None:
         return profile

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from lightship_agent.contract.schema import FeatureSchema
+from lightship_agent.contract.schema import Feature, FeatureSchema
 
 from .metrics import Metrics
 
@@ -148,7 +148,7 @@ def _evaluation(metrics: Metrics) -> str:
 def _inputs(facts: CardFacts) -> str:
     head: tuple[str, ...] = ("feature", "unit", "lowest seen", "highest seen", "may be missing", "importance")
     rows: list[tuple[str, ...]] = [
-        (f.name, _cell(f.unit), _number(f.low), _number(f.high), "yes" if f.nullable else "no", _share(facts, f.name))
+        (f.name, _cell(f.unit), *_seen(f), "yes" if f.nullable else "no", _share(facts, f.name))
         for f in facts.schema.features[:_SHOWN]
     ]
     if facts.effects:
@@ -157,6 +157,13 @@ def _inputs(facts: CardFacts) -> str:
         rows = [(*row, _effect(facts.effects.get(row[0], 0.0), *words)) for row in rows]
     method = f"\nImportance: {_cell(facts.importance_method)}.\n" if facts.importance_method else ""
     return f"## Inputs\n\n{_table(head, rows)}{_more(facts.schema.width, 'features')}{method}"
+
+
+def _seen(feature: Feature) -> tuple[str, str]:
+    """Lowest and highest of a number; of categories the first and the last."""
+    if feature.is_categorical:
+        return _cell(feature.levels[0]), f"{_cell(feature.levels[-1])} ({len(feature.levels)} categories)"
+    return _number(feature.low), _number(feature.high)
 
 
 def _training(facts: CardFacts) -> str:
