@@ -57,6 +57,8 @@ EXIT_STATUS: Final[dict[str, int]] = {
 CODES: Final[dict[str, str]] = {
     "wire.malformed": "The bytes are not a message of the expected type.",
     "wire.too-large": "The message is larger than its bound, before or after inflating.",
+    "wire.tenant": "A report came under the topics of a tenant that the device does not belong to.",
+    "wire.future": "A report is dated in the future; it is kept, at the time at which the server heard it.",
     "name.invalid": "An identifier holds characters outside its alphabet, or is too long.",
     "settings.invalid": "A setting has a value that can't be used.",
     "settings.missing": "A setting that has no default was not given.",

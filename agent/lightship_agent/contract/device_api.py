@@ -14,6 +14,8 @@ from .codes import EnrolError
 
 #: Response header of ASSIGNMENT: `<epoch>:<seq>`, how far this device's reports have been stored.
 ACKED_HEADER: Final = "lightship-acked"
+#: Beside it: the same of the device's other epochs, `<epoch>:<seq>` separated by commas. Urgent reports have their own.
+ALSO_ACKED_HEADER: Final = "lightship-also-acked"
 #: Request header: `<16 hexadecimal digits>:<boot counter>`, the run of the agent that asks; new with every start.
 INSTANCE_HEADER: Final = "lightship-instance"
 

@@ -25,6 +25,8 @@ from .profile import WindowCounts
 from .quality import Quality
 
 MAX_RECORDS: Final = 500
+#: Most spans of missing records that are asked for at a time.
+MAX_RANGES: Final = 64
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Counts = Annotated[tuple[Count, ...], msgspec.Meta(max_length=120_000)]
@@ -234,9 +236,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """A command: `check` looks for an assignment now, `resend` sends again from record `first` of epoch `e` on."""
+    """A command: `check` looks for an assignment now, `resend` sends records of epoch `e` again.
+
+    Which ones say `ranges`, (first, last), both included; without them, all from `first` on.
+    """
 
     id: Name
     expires: Count  # Unix seconds
     e: str = ""
     first: Count = 0
+    ranges: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=MAX_RANGES)] = ()

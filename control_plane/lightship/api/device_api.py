@@ -30,6 +30,7 @@ from lightship.storage.models import AssignmentRow, Device
 from lightship_agent.contract.codes import EnrolError, LightshipError, StorageError, WireError
 from lightship_agent.contract.device_api import (
     ACKED_HEADER,
+    ALSO_ACKED_HEADER,
     INSTANCE_HEADER,
     EnrolReply,
     EnrolRequest,
@@ -161,7 +162,7 @@ class DeviceApi:
         device = self._device(request)
         with self._home.database.read() as session:
             row = session.get(AssignmentRow, device.id)
-            headers = {ACKED_HEADER: ingest.acknowledged(session, device.id)}
+            headers = _acked(ingest.acknowledgements(session, device.id))
         if row is None:
             return Response(status_code=204, headers=headers)
         etag = f'"{sha256_hex(row.envelope)[:32]}"'
@@ -177,7 +178,7 @@ class DeviceApi:
         device = self._device(request)
         with self._home.database.write() as session:
             code = ingest.receive(session, device.id, "tele", packed, now_ms()).code
-            headers = {ACKED_HEADER: ingest.acknowledged(session, device.id)}
+            headers = _acked(ingest.acknowledgements(session, device.id))
         return JSONResponse({"code": code}, status_code=202, headers=headers)
 
     async def _metadata(self, request: Request) -> Response:
@@ -261,6 +262,11 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # e.g. a name longer than the file system knows
         return False
+
+
+def _acked(acks: ingest.Acks) -> dict[str, str]:
+    also = {ALSO_ACKED_HEADER: acks.others} if acks.others else {}
+    return {ACKED_HEADER: acks.newest, **also}
 
 
 def _file(path: Path, allowed: bool, media_type: str) -> Response:

@@ -1,8 +1,10 @@
-"""Monitoring: ingest, from an envelope to rows.
+"""Monitoring: ingest, from envelopes to rows.
 
 Rules:
-* idempotent: a record is known by (device, epoch, seq); what was stored is skipped, what is ahead of a gap is left
-  for the device to send again, and only what is stored is acknowledged;
+* idempotent: a record is known by (device, epoch, seq), and stored once, whatever comes twice or out of order;
+* what a device is (its heartbeats) is believed as soon as it is newer; everything else is taken into account in the
+  order in which the device wrote it: what came ahead of a gap is held until the gap is filled or given up;
+* only what is stored is acknowledged, and only as far as nothing is missing;
 * the device is the one the transport authenticated; nothing inside the message can change that;
 * what can't be understood becomes a dead letter with a code; nothing else is lost because of it;
 * a heartbeat's digest is the only truth about what runs.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -45,21 +48,45 @@ from lightship_agent.contract.messages import (
 )
 from lightship_agent.contract.wire import decode, encode, unpack
 
+from .cursors import Span
+
 MAX_DEAD_PAYLOAD = 4_096
+#: How far ahead of ours a device's clock may be.
+FUTURE_MS = 5 * 60_000
+#: What a column of the database holds.
+_LARGEST = 2**63 - 1
+#: What a message may do to the database that is the message's own fault.
+_ITS_FAULT = (ArithmeticError, ValueError, IntegrityError, DbDataError)
+
+
+class Incoming(NamedTuple):
+    """A message of an authenticated device: "state", "tele" or "event". The tenant is what its topic says, if any."""
+
+    device: str
+    kind: str
+    payload: bytes
+    tenant: str = ""
 
 
 class Gap(NamedTuple):
-    """Reports that came before those they follow: what is wanted is `first` of `epoch`, and all after it."""
+    """Reports of an epoch that are missing between those that are stored, the oldest first."""
 
     epoch: str
-    first: int
+    ranges: tuple[Span, ...]
 
 
 class Receipt(NamedTuple):
-    """What became of a message: the code of its dead letter, or ""; and the gap it showed, if any."""
+    """What became of a message: the code of its dead letter, or ""; and what its epoch misses, if anything."""
 
     code: str = ""
     gap: Gap | None = None
+
+
+class Acks(NamedTuple):
+    """How far a device's reports are stored, as `<epoch>:<seq>`: of the epoch heard last, and of its others."""
+
+    newest: str
+    others: str
 
 
 def receive(session: Session, device_id: str, kind: str, payload: bytes, now: int) -> Receipt:
@@ -72,64 +99,68 @@ def receive(session: Session, device_id: str, kind: str, payload: bytes, now: in
         payload: the message body.
         now: wall-clock milliseconds of the server.
     """
-    device = session.get(Device, device_id)
-    if device is not None and device.state == "pending":
-        return Receipt("enrol.pending")  # it keeps what it reports, and says it again once it is let in
-    if device is None or device.state != "active":
-        return _bury(session, f"{device_id}/{kind}", payload, now, WireError("wire.malformed", "Not an active device."))
-    gap = None
+    return receive_all(session, [Incoming(device_id, kind, payload)], now)[0]
+
+
+def receive_all(session: Session, incoming: Sequence[Incoming], now: int) -> list[Receipt]:
+    """Store messages in the order in which they came; what became of each."""
+    return store_all(session, [(message, understand(message)) for message in incoming], now)
+
+
+def understand(message: Incoming) -> State | Envelope | WireError:
+    """What a message says, or why it can't be understood."""
     try:
-        # All of a message or nothing, and never the end of the batch it came with.
-        with session.begin_nested():
-            if kind == "state":
-                _store_state(device, decode(payload, State, max_bytes=1_024))
-            else:
-                gap = store_envelope(session, device, unpack(payload, Envelope), now)
+        if message.kind == "state":
+            return decode(message.payload, State, max_bytes=1_024)
+        envelope = unpack(message.payload, Envelope)
     except WireError as e:
-        return _bury(session, f"{device_id}/{kind}", payload, now, e)
-    except (ArithmeticError, ValueError, IntegrityError, DbDataError) as e:
-        # Well-formed, and yet more than a column can hold.
-        error = WireError("wire.malformed", f"The message can't be stored: {type(e).__name__}: {str(e)[:300]}")
-        return _bury(session, f"{device_id}/{kind}", payload, now, error)
-    return Receipt(gap=gap)
-
-
-def store_envelope(session: Session, device: Device, envelope: Envelope, now: int) -> Gap | None:
-    """Store an envelope's records in order, each once; the gap before those that could not be stored yet."""
-    cursor = session.get(DeviceEpoch, (device.id, envelope.e))
-    if cursor is None:
-        cursor = DeviceEpoch(device=device.id, epoch=envelope.e, next_seq=1, lost=0, updated_at=now)
-        session.add(cursor)
-    if envelope.lo > cursor.next_seq:
-        # The device's ring was full and dropped these: nobody can bring them back.
-        cursor.lost += envelope.lo - cursor.next_seq
-        cursor.next_seq = envelope.lo
-    device.last_seen = max(device.last_seen, now)
-    gap = None
+        return e
     for record in envelope.r:
-        if record.s > cursor.next_seq:
-            gap = Gap(envelope.e, cursor.next_seq)
-            break
-        if record.s == cursor.next_seq:
-            _store_record(session, device, envelope.e, record, now)
-            cursor.next_seq += 1
-    cursor.updated_at = now
-    session.flush()
-    return gap
+        if isinstance(record, Heartbeat | Window) and not _fits(record):
+            return WireError("wire.malformed", "The message can't be stored: a number is larger than a column holds.")
+    return envelope
+
+
+Understood = tuple[Incoming, State | Envelope | WireError]
+
+
+def store_all(session: Session, messages: Sequence[Understood], now: int) -> list[Receipt]:
+    """Store what was understood, in its order, and bury the rest. All of a message is stored, or nothing of it."""
+    from .batch import Batch
+
+    try:
+        with session.begin_nested():
+            return Batch(session, now).store(messages)
+    except _ITS_FAULT as e:
+        # Well-formed, and yet more than a column can hold: which message it was, is found by taking them one by one.
+        if len(messages) > 1:
+            return [store_all(session, [one], now)[0] for one in messages]
+        message, _ = messages[0]
+        error = WireError("wire.malformed", f"The message can't be stored: {type(e).__name__}: {str(e)[:300]}")
+        return [bury(session, message, now, error)]
 
 
 def acknowledged(session: Session, device_id: str) -> str:
     """`<epoch>:<seq>`: how far the newest epoch of a device is stored; "" if nothing is."""
-    newest = session.scalars(
-        select(DeviceEpoch).where(DeviceEpoch.device == device_id).order_by(DeviceEpoch.updated_at.desc()).limit(1)
-    ).first()
-    return f"{newest.epoch}:{newest.next_seq - 1}" if newest else ""
+    return acknowledgements(session, device_id).newest
 
 
-def _store_record(session: Session, device: Device, epoch: str, record: AnyRecord, now: int) -> None:
+def acknowledgements(session: Session, device_id: str) -> Acks:
+    """How far each of a device's newest epochs is stored."""
+    latest = select(DeviceEpoch.epoch, DeviceEpoch.next_seq).where(DeviceEpoch.device == device_id)
+    said = [f"{e}:{n - 1}" for e, n in session.execute(latest.order_by(DeviceEpoch.updated_at.desc()).limit(4))]
+    return Acks(said[0] if said else "", ",".join(said[1:]))
+
+
+def _fits(record: Heartbeat | Window) -> bool:
+    if isinstance(record, Window):
+        return abs(record.version) <= _LARGEST
+    return all(abs(r.version) <= _LARGEST for r in record.running)
+
+
+def store_record(session: Session, device: Device, epoch: str, record: AnyRecord, now: int) -> None:
+    """Take a record into account that is not a heartbeat; the ones before it have been."""
     match record:
-        case Heartbeat():
-            _store_heartbeat(session, device, record)
         case Window():
             _store_window(session, device, record)
         case Labels():
@@ -140,29 +171,30 @@ def _store_record(session: Session, device: Device, epoch: str, record: AnyRecor
             _store_rows(session, device, record, now)
 
 
-def _store_state(device: Device, state: State) -> None:
-    # A will that was written before the present boot says nothing about it.
-    if state.n >= device.boot:
-        device.boot, device.online = state.n, state.on
-
-
-def _store_heartbeat(session: Session, device: Device, beat: Heartbeat) -> None:
+def device_facts(beat: Heartbeat) -> dict[str, object]:
+    """The columns of a device that a heartbeat sets."""
     # Not a number is not JSON: a device whose reading failed must not break the pages of all.
     latencies = [r.latency_ms if math.isfinite(r.latency_ms) else 0.0 for r in beat.running]
-    device.running = [
-        {**msgspec.to_builtins(r), "latency_ms": ms} for r, ms in zip(beat.running, latencies, strict=True)
-    ]
     first = beat.running[0] if beat.running else None
-    device.running_model = first.model if first else ""
-    device.running_version = first.version if first else 0
-    device.running_digest = first.digest if first else ""
-    device.phase, device.assignment_seq = beat.update_state, beat.assignment_seq
-    device.agent, device.onnxruntime, device.machine = beat.agent, beat.onnxruntime, beat.machine
-    device.health, device.degraded = {k: v for k, v in beat.health.items() if math.isfinite(v)}, list(beat.degraded)
-    _store_exposures(session, device.id, beat.running, beat.t)
+    return {
+        "running": [
+            {**msgspec.to_builtins(r), "latency_ms": ms} for r, ms in zip(beat.running, latencies, strict=True)
+        ],
+        "running_model": first.model if first else "",
+        "running_version": first.version if first else 0,
+        "running_digest": first.digest if first else "",
+        "phase": beat.update_state,
+        "assignment_seq": beat.assignment_seq,
+        "agent": beat.agent,
+        "onnxruntime": beat.onnxruntime,
+        "machine": beat.machine,
+        "health": {k: v for k, v in beat.health.items() if math.isfinite(v)},
+        "degraded": list(beat.degraded),
+    }
 
 
-def _store_exposures(session: Session, device: str, running: tuple[Running, ...], at: int) -> None:
+def store_exposures(session: Session, device: str, running: tuple[Running, ...], at: int) -> None:
+    """Open, extend and close the spans in which a device served a bundle."""
     spans = session.scalars(select(Exposure).where(Exposure.device == device, Exposure.ended_at.is_(None)))
     open_spans = {(e.digest, e.began_at): e for e in spans}
     for r in running:
@@ -242,10 +274,16 @@ def _store_rows(session: Session, device: Device, shared: LabelledRows, now: int
         session.add(row)
 
 
-def _bury(session: Session, topic: str, payload: bytes, now: int, e: WireError) -> Receipt:
+def bury(session: Session, message: Incoming, now: int, e: WireError) -> Receipt:
+    """Keep what can't be understood, for inspection."""
     session.add(
         DeadLetter(
-            id=secrets.token_hex(8), at=now, topic=topic, code=e.code, detail=str(e), payload=payload[:MAX_DEAD_PAYLOAD]
+            id=secrets.token_hex(8),
+            at=now,
+            topic=f"{message.device}/{message.kind}",
+            code=e.code,
+            detail=str(e),
+            payload=message.payload[:MAX_DEAD_PAYLOAD],
         )
     )
     return Receipt(e.code)

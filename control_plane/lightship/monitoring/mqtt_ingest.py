@@ -4,7 +4,11 @@ Rules:
 * one thread owns the connection: it collects, commits a batch in one transaction, then acknowledges in order;
 * the socket is not read while a batch is committed, and that is the back-pressure;
 * on a database error nothing is acknowledged and the connection is dropped: the broker delivers again;
-* acknowledgements never outlive the connection they belong to.
+* acknowledgements never outlive the connection they belong to: their numbers mean something else in the next one;
+* a gap is asked for only when it has lasted: another worker may be storing what seems to be missing. What is asked for
+  is what the database misses then, and nothing else;
+* several workers share one subscription; each has a name of its own that it keeps, so that what the broker holds for
+  it is there after a restart.
 """
 
 from __future__ import annotations
@@ -15,22 +19,26 @@ import ssl
 import threading
 import time
 from collections import Counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from sqlalchemy import select
 
 from lightship.fleet.broker import BrokerInfo
 from lightship.storage.audit import now_ms
 from lightship.storage.database import Database
+from lightship.storage.models import DeviceEpoch
 from lightship_agent.contract import topics
 from lightship_agent.contract.codes import LightshipError
 from lightship_agent.contract.messages import Command
 from lightship_agent.contract.wire import encode
 
-from .ingest import Gap, receive
+from . import ingest
+from .cursors import Cursor, Span
+from .history import History, remember
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +46,58 @@ BATCH_MESSAGES: Final = 500
 BATCH_SECONDS: Final = 0.2
 SESSION_EXPIRY: Final = 600  # s
 COMMAND_SECONDS: Final = 300
+#: A gap that lasts for less may be no gap at all.
+GAP_SECONDS: Final = 2.0
 #: The least time between two requests to one device to send reports again.
 ASK_SECONDS: Final = 15.0
+_MAX_GAPS: Final = 10_000
+
+
+class _Waiting(NamedTuple):
+    """A gap that may have to be asked for."""
+
+    tenant: str
+    epoch: str
+    since: float  # monotonic seconds
 
 
 class IngestWorker:
-    """One MQTT connection, one thread."""
+    """One MQTT connection, one thread.
 
-    def __init__(self, database: Database, broker: BrokerInfo, tls: ssl.SSLContext, client_id: str) -> None:
+    Args:
+        database: where reports go.
+        broker: which broker.
+        tls: as whom we come.
+        client_id: the name of this worker at the broker, the same after every restart.
+        history: where reports are kept as they came, if anywhere.
+        protocol: MQTT 5, or 3.1.1, which costs a third less; None: 3.1.1 where the broker is known to share
+            subscriptions among such clients too.
+        listening: False for a voice alone, which only pokes.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        broker: BrokerInfo,
+        tls: ssl.SSLContext | None,
+        client_id: str,
+        *,
+        history: History | None = None,
+        protocol: str = "auto",
+        listening: bool = True,
+    ) -> None:
         """Prepare; `start` connects."""
         self._database = database
         self._broker = broker
-        self._batch: list[paho.MQTTMessage] = []
+        self._history = history
+        self._listening = listening
+        self._v5 = protocol == "5" or (protocol == "auto" and broker.kind != "mosquitto")
+        self._generation = 0  # of the connection
+        self._batch: list[tuple[int, paho.MQTTMessage]] = []
         self._stop = threading.Event()
         self.connected = threading.Event()
         self.counts: Counter[str] = Counter()
+        self._gaps: dict[str, _Waiting] = {}  # by device
         self._asked: dict[str, float] = {}  # monotonic seconds, by device
         self._client = self._make_client(tls, client_id)
         self._thread = threading.Thread(target=self._supervise, name="ingest", daemon=True)
@@ -71,19 +116,22 @@ class IngestWorker:
         expires = int(time.time()) + COMMAND_SECONDS
         for device in devices:
             command = Command(id=f"check-{expires}", expires=expires)
-            self._client.publish(topics.command(tenant, device, "check"), encode(command), qos=1)
+            self._command(topics.command(tenant, device, "check"), command)
 
-    def _make_client(self, tls: ssl.SSLContext, client_id: str) -> paho.Client:
+    def _make_client(self, tls: ssl.SSLContext | None, client_id: str) -> paho.Client:
+        protocol = MQTTProtocolVersion.MQTTv5 if self._v5 else MQTTProtocolVersion.MQTTv311
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
-            protocol=MQTTProtocolVersion.MQTTv5,
+            clean_session=None if self._v5 else False,
+            protocol=protocol,
             reconnect_on_failure=False,
             manual_ack=True,
         )
         if self._broker.auth == "password":
             client.username_pw_set(self._broker.control_username, self._broker.control_password)
-        client.tls_set_context(tls)
+        if tls is not None:
+            client.tls_set_context(tls)
         client.on_connect = self._connected
         client.on_message = self._received
         return client
@@ -101,66 +149,105 @@ class IngestWorker:
                 log.exception("ingest: the session failed")
                 attempt += 1
             self.connected.clear()
-            self._stop.wait(random.uniform(0.1, min(60.0, 0.5 * 2**attempt)))
+            self._stop.wait(random.uniform(0.1, min(60.0, 0.5 * 2 ** min(attempt, 10))))
 
     def _session(self) -> None:
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = SESSION_EXPIRY
         self._batch = []
-        self._client.connect(
-            self._broker.host, self._broker.port, keepalive=60, clean_start=False, properties=properties
-        )
-        flushed = time.monotonic()
+        self._generation += 1
+        self._connect()
+        flushed = asked = time.monotonic()
         try:
             while not self._stop.is_set():
                 if self._client.loop(timeout=0.1) != paho.MQTT_ERR_SUCCESS:
                     return
-                if len(self._batch) >= BATCH_MESSAGES or time.monotonic() - flushed > BATCH_SECONDS:
+                now = time.monotonic()
+                if len(self._batch) >= BATCH_MESSAGES or now - flushed > BATCH_SECONDS:
                     self._flush()
-                    flushed = time.monotonic()
+                    flushed = now
+                if self._gaps and now - asked > GAP_SECONDS / 4:
+                    self._ask(now)
+                    asked = now
             self._flush()
         finally:
             self._batch = []
             self._client.disconnect()
             self._client.loop(timeout=0.1)
 
+    def _connect(self) -> None:
+        if not self._v5:
+            self._client.connect(self._broker.host, self._broker.port, keepalive=60)
+            return
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = SESSION_EXPIRY
+        self._client.connect(
+            self._broker.host, self._broker.port, keepalive=60, clean_start=False, properties=properties
+        )
+
     def _flush(self) -> None:
         batch, self._batch = self._batch, []
         if not batch:
             return
-        gaps: dict[topics.Address, Gap | None] = {}
+        understood = []
+        for _, message in batch:
+            address = topics.parse(message.topic)
+            if address is not None:
+                incoming = ingest.Incoming(address.device, address.kind, bytes(message.payload), address.tenant)
+                understood.append((incoming, ingest.understand(incoming)))
+        now = now_ms()
+        if self._history is not None:
+            self.counts["remembered"] += remember(self._database, self._history, understood, now)
         with self._database.write() as session:
-            for message in batch:
-                address = topics.parse(message.topic)
-                if address is None:
-                    continue
-                receipt = receive(session, address.device, address.kind, bytes(message.payload), now_ms())
-                self.counts["dead" if receipt.code else "stored"] += 1
-                gaps[address] = receipt.gap
-        for message in batch:
-            self._client.ack(message.mid, message.qos)
-        for address, gap in gaps.items():
-            if gap is not None:
-                self._ask_again(address, gap)
+            receipts = ingest.store_all(session, understood, now)
+        for generation, message in batch:
+            if generation == self._generation:
+                self._client.ack(message.mid, message.qos)
+        for (incoming, _), receipt in zip(understood, receipts, strict=True):
+            self.counts["dead" if receipt.code else "stored"] += 1
+            if receipt.gap is None:
+                self._gaps.pop(incoming.device, None)
+            elif incoming.device not in self._gaps and len(self._gaps) < _MAX_GAPS:
+                self._gaps[incoming.device] = _Waiting(incoming.tenant, receipt.gap.epoch, time.monotonic())
 
-    def _ask_again(self, address: topics.Address, gap: Gap) -> None:
-        """Ask a device for the reports we miss, as seldom as it would listen; harmless if it gets lost."""
-        now = time.monotonic()
-        if now - self._asked.get(address.device, -ASK_SECONDS) < ASK_SECONDS:
+    def _ask(self, now: float) -> None:
+        """Ask for what is still missing, as seldom as a device would listen; harmless if it gets lost."""
+        due = {
+            device: gap
+            for device, gap in self._gaps.items()
+            if now - gap.since >= GAP_SECONDS and now - self._asked.get(device, -ASK_SECONDS) >= ASK_SECONDS
+        }
+        if not due:
             return
-        self._asked[address.device] = now
-        self.counts["asked-again"] += 1
+        with self._database.read() as session:
+            e = DeviceEpoch
+            rows = session.execute(select(e.device, e.epoch, e.next_seq, e.ahead).where(e.device.in_(list(due)[:500])))
+            found = {(device, epoch): _missing(next_seq, ahead) for device, epoch, next_seq, ahead in rows}
         expires = int(time.time()) + COMMAND_SECONDS
-        command = Command(id=f"resend-{expires}", expires=expires, e=gap.epoch, first=gap.first)
-        topic = topics.command(address.tenant, address.device, "resend")
+        for device, gap in list(due.items())[:500]:
+            del self._gaps[device]
+            missing = found.get((device, gap.epoch), [])
+            if not missing:
+                continue
+            self._asked[device] = now
+            self.counts["asked-again"] += 1
+            command = Command(
+                id=f"resend-{expires}", expires=expires, e=gap.epoch, first=missing[0][0], ranges=tuple(missing)
+            )
+            self._command(topics.command(gap.tenant, device, "resend"), command)
+
+    def _command(self, topic: str, command: Command) -> None:
         self._client.publish(topic, encode(command), qos=1)
 
     def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             log.warning("ingest: the broker refuses us: %s", reason)
             return
-        client.subscribe([(topic, 1) for topic in topics.ingest_filters()])
+        if self._listening:
+            client.subscribe([(topic, 1) for topic in topics.ingest_filters()])
         self.connected.set()
 
     def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        self._batch.append(message)
+        self._batch.append((self._generation, message))
+
+
+def _missing(next_seq: int, ahead: list[list[int]]) -> list[Span]:
+    return Cursor(next_seq, 0, [(first, last) for first, last in ahead]).missing()

@@ -286,7 +286,19 @@ class DeviceEpoch(Base):
     epoch: Mapped[str] = mapped_column(String(16), primary_key=True)
     next_seq: Mapped[int]
     lost: Mapped[int] = mapped_column(default=0)
+    ahead: Mapped[list[Any]] = mapped_column(default=list)  # spans stored beyond a gap: [first, last]
+    beat: Mapped[int] = mapped_column(default=0)  # the heartbeat that was believed last
     updated_at: Mapped[int]
+
+
+class HeldRecord(Base):
+    """A record that came ahead of a gap, until the gap is filled or given up."""
+
+    __tablename__ = "held_records"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    epoch: Mapped[str] = mapped_column(String(16), primary_key=True)
+    s: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    body: Mapped[bytes]
 
 
 class WindowRow(Base):
@@ -421,6 +433,7 @@ class DeadLetter(Base):
     code: Mapped[str]
     detail: Mapped[str]
     payload: Mapped[bytes]
+    __table_args__ = (Index("dead_letters_by_topic", "topic", "code"),)
 
 
 class Lease(Base):

@@ -25,6 +25,7 @@ from lightship.storage.models import (
     DeviceEpoch,
     Exposure,
     FeedbackRow,
+    HeldRecord,
     PendingLabels,
     UpdateStep,
     WindowRow,
@@ -140,14 +141,58 @@ def test_duplicates_gaps_and_disorder_change_nothing(home: Home, story: tuple[in
     assert {s for s in range(held, written + 1) if s % 3 != 1} <= set(stored)  # nothing that was held is lost
 
 
-def test_what_is_ahead_of_a_gap_waits_for_the_device_to_send_again(pump: Home) -> None:
+def shared(home: Home) -> list[str]:
+    with home.database.read() as session:
+        return list(session.scalars(select(FeedbackRow.y).order_by(FeedbackRow.id)))
+
+
+def test_what_came_ahead_of_a_gap_is_kept_and_taken_into_account_in_its_order(pump: Home) -> None:
     send(pump, envelope(rows(1), rows(2)))
-    send(pump, envelope(rows(4), rows(5)))
-    assert (acked(pump), lost(pump)) == (f"{EPOCH}:2", 0)
-    send(pump, envelope(rows(3), rows(4), rows(5)))
-    assert acked(pump) == f"{EPOCH}:5"
+    send(pump, envelope(rows(4), rows(6)))
+    assert (acked(pump), lost(pump), shared(pump)) == (f"{EPOCH}:2", 0, ["row 1", "row 2"])
+    send(pump, envelope(rows(3)))
+    assert (acked(pump), shared(pump)) == (f"{EPOCH}:4", [f"row {s}" for s in range(1, 5)])
+    send(pump, envelope(rows(5)))
+    assert (acked(pump), shared(pump)) == (f"{EPOCH}:6", [f"row {s}" for s in range(1, 7)])
     with pump.database.read() as session:
-        assert list(session.scalars(select(FeedbackRow.y))) == [f"row {s}" for s in range(1, 6)]
+        assert session.scalars(select(HeldRecord)).all() == []
+
+
+def test_what_a_device_gave_up_is_not_waited_for_and_what_was_held_behind_it_counts(pump: Home) -> None:
+    send(pump, envelope(rows(1), rows(4), rows(5)))
+    send(pump, envelope(rows(8), lo=8))
+    assert (acked(pump), lost(pump)) == (f"{EPOCH}:8", 4)  # 2, 3, 6 and 7
+    assert shared(pump) == ["row 1", "row 4", "row 5", "row 8"]
+
+
+def test_a_heartbeat_is_believed_at_once_and_an_older_one_never_after_it(pump: Home) -> None:
+    send(pump, envelope(heartbeat(9, DIGEST)))
+    with pump.database.read() as session:
+        assert session.get_one(Device, "pump-1").running_digest == DIGEST
+    send(pump, envelope(*(heartbeat(s, OTHER) for s in range(1, 9))))
+    with pump.database.read() as session:
+        assert session.get_one(Device, "pump-1").running_digest == DIGEST
+    assert acked(pump) == f"{EPOCH}:9"
+
+
+def test_a_report_under_the_topics_of_another_tenant_is_buried(pump: Home) -> None:
+    message = ingest.Incoming("pump-1", "tele", pack(envelope(heartbeat(1))), "someone-else")
+    with pump.database.write() as session:
+        assert ingest.receive_all(session, [message], 1)[0].code == "wire.tenant"
+    assert (acked(pump), letters(pump)) == ("", ["wire.tenant"])
+
+
+def test_a_report_from_the_future_is_kept_and_noted_once_a_day(pump: Home) -> None:
+    for s in (1, 2, 3):
+        assert send(pump, envelope(heartbeat(s, t=10_000_000)), now=5_000) == ""
+    assert (acked(pump), letters(pump)) == (f"{EPOCH}:3", ["wire.future"])
+
+
+def test_each_of_a_devices_epochs_is_acknowledged(pump: Home) -> None:
+    send(pump, envelope(rows(1), rows(2)), now=1_000)
+    send(pump, envelope(rows(1), epoch="f" * 16), now=2_000)
+    with pump.database.read() as session:
+        assert ingest.acknowledgements(session, "pump-1") == (f"{'f' * 16}:1", f"{EPOCH}:2")
 
 
 def test_a_gap_is_reported_until_it_is_filled(pump: Home) -> None:
@@ -155,11 +200,16 @@ def test_a_gap_is_reported_until_it_is_filled(pump: Home) -> None:
         with pump.database.write() as session:
             return ingest.receive(session, "pump-1", "tele", pack(envelope(*(rows(s) for s in numbers))), 5_000).gap
 
+    def missing(*ranges: tuple[int, int]) -> ingest.Gap:
+        return ingest.Gap(EPOCH, ranges)
+
     assert gap(1) is None
-    assert gap(3) == (EPOCH, 2)
-    assert gap(1) is None
-    assert gap(4, 5) == (EPOCH, 2)
-    assert gap(2, 3, 4, 5) is None
+    assert gap(3) == missing((2, 2))
+    assert gap(1) == missing((2, 2))
+    assert gap(6, 7) == missing((2, 2), (4, 5))
+    assert gap(4, 5) == missing((2, 2))
+    assert gap(2) is None
+    assert acked(pump) == f"{EPOCH}:7"
 
 
 @pytest.mark.parametrize(("known", "expected"), [(2, 3), (0, 5)])

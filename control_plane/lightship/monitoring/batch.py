@@ -1,0 +1,265 @@
+"""Monitoring: a batch of understood messages, stored with few statements.
+
+Rules:
+* what all messages of a batch need is read at once, and what they change is written at once: a heartbeat costs no
+  statement of its own;
+* the order of the messages is kept for each device, and the records of an epoch are taken into account in their order;
+* a heartbeat is believed where it is newer than the last one of its epoch, even ahead of a gap: it says what is now;
+* the caller's savepoint makes it all or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.orm import Session
+
+from lightship.storage.models import DeadLetter, Device, DeviceEpoch, Exposure, HeldRecord
+from lightship_agent.contract.codes import WireError
+from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, State
+from lightship_agent.contract.wire import decode, encode
+
+from .cursors import Cursor
+from .ingest import FUTURE_MS, Gap, Incoming, Receipt, Understood, bury, device_facts, store_exposures, store_record
+
+_Key = tuple[str, str]  # device and epoch
+_Span = tuple[str, int]  # digest and when it began
+
+_DAY_MS = 86_400_000
+_DEVICES: Any = Device.__table__
+_EPOCHS: Any = DeviceEpoch.__table__
+_EXPOSURES: Any = Exposure.__table__
+_FACTS = (
+    "running",
+    "running_model",
+    "running_version",
+    "running_digest",
+    "phase",
+    "assignment_seq",
+    "agent",
+    "onnxruntime",
+    "machine",
+    "health",
+    "degraded",
+    "last_seen",
+)
+_SEEN = update(_DEVICES).where(_DEVICES.c.id == bindparam("of")).values(last_seen=bindparam("at"))
+_BEAT = update(_DEVICES).where(_DEVICES.c.id == bindparam("of")).values({name: bindparam(name) for name in _FACTS})
+_STATE = (
+    update(_DEVICES)
+    .where(_DEVICES.c.id == bindparam("of"))
+    .values(boot=bindparam("said_boot"), online=bindparam("said_online"))
+)
+_GROWN = (
+    update(_EXPOSURES)
+    .where(
+        _EXPOSURES.c.device == bindparam("of"),
+        _EXPOSURES.c.digest == bindparam("which"),
+        _EXPOSURES.c.began_at == bindparam("since"),
+    )
+    .values(requests=bindparam("served"), failures=bindparam("failed"))
+)
+_MOVED = (
+    update(_EPOCHS)
+    .where(_EPOCHS.c.device == bindparam("of"), _EPOCHS.c.epoch == bindparam("which"))
+    .values({name: bindparam(f"to_{name}") for name in ("next_seq", "lost", "ahead", "beat", "updated_at")})
+)
+
+
+class _Epoch:
+    """A cursor, and what the database knows of it."""
+
+    def __init__(self, cursor: Cursor, beat: int, *, stored: bool) -> None:
+        self.cursor = cursor
+        self.beat = beat
+        self.stored = stored
+
+
+class _Known:
+    """What is needed of a device."""
+
+    def __init__(self, tenant: str, state: str, boot: int, last_seen: int) -> None:
+        self.tenant = tenant
+        self.state = state
+        self.boot = boot
+        self.last_seen = last_seen
+
+
+class Batch:
+    """One transaction's messages."""
+
+    def __init__(self, session: Session, now: int) -> None:
+        """Nothing is read yet."""
+        self._session = session
+        self._now = now
+        self._devices: dict[str, _Known] = {}
+        self._epochs: dict[_Key, _Epoch] = {}
+        self._touched: set[_Key] = set()
+        self._seen: set[str] = set()
+        self._facts: dict[str, dict[str, object]] = {}
+        self._states: dict[str, State] = {}
+        self._open: dict[str, dict[_Span, tuple[int, int]]] = {}  # what each open span has served
+        self._grown: set[tuple[str, _Span]] = set()
+
+    def store(self, messages: Sequence[Understood]) -> list[Receipt]:
+        """Store them in their order; what became of each."""
+        self._load({message.device for message, _ in messages})
+        said = [self._one(*understood) for understood in messages]
+        self._write()
+        # A gap that a later message of this batch has filled is none.
+        return [r if r.gap is None else Receipt(r.code, self._gap(m.device, r.gap.epoch))
+                for (m, _), r in zip(messages, said, strict=True)]  # fmt: skip
+
+    def _load(self, names: set[str]) -> None:
+        columns = (Device.id, Device.tenant, Device.state, Device.boot, Device.last_seen)
+        for name, tenant, state, boot, last_seen in self._session.execute(select(*columns).where(Device.id.in_(names))):
+            self._devices[name] = _Known(tenant, state, boot, last_seen)
+        e = DeviceEpoch
+        rows = select(e.device, e.epoch, e.next_seq, e.lost, e.ahead, e.beat).where(e.device.in_(self._devices))
+        for device, epoch, next_seq, lost, ahead, beat in self._session.execute(rows):
+            cursor = Cursor(next_seq, lost, [(first, last) for first, last in ahead])
+            self._epochs[device, epoch] = _Epoch(cursor, beat, stored=True)
+        x = Exposure
+        spans = select(x.device, x.digest, x.began_at, x.requests, x.failures).where(
+            x.device.in_(self._devices), x.ended_at.is_(None)
+        )
+        for device, digest, began, requests, failures in self._session.execute(spans):
+            self._open.setdefault(device, {})[digest, began] = (requests, failures)
+
+    def _one(self, message: Incoming, said: State | Envelope | WireError) -> Receipt:
+        device = self._devices.get(message.device)
+        if device is not None and device.state == "pending":
+            return Receipt("enrol.pending")  # it keeps what it reports, and says it again once it is let in
+        if device is None or device.state != "active":
+            return bury(self._session, message, self._now, WireError("wire.malformed", "Not an active device."))
+        if message.tenant and message.tenant != device.tenant:
+            error = WireError("wire.tenant", f"Expected the tenant {device.tenant}, found {message.tenant[:64]!r}.")
+            return bury(self._session, message, self._now, error)
+        if isinstance(said, WireError):
+            return bury(self._session, message, self._now, said)
+        if isinstance(said, State):
+            # A will that was written before the present boot says nothing about it.
+            if said.n >= device.boot:
+                device.boot = said.n
+                self._states[message.device] = said
+            return Receipt()
+        if any(record.t > self._now + FUTURE_MS for record in said.r):
+            self._note_future(message)
+        return Receipt(gap=self._take(message.device, said))
+
+    def _note_future(self, message: Incoming) -> None:
+        """Once a day for a device: its reports are kept all the same, and a clock may stay wrong for long."""
+        d = DeadLetter
+        mine = select(d.id).where(d.topic == f"{message.device}/{message.kind}", d.code == "wire.future")
+        if self._session.scalar(mine.where(d.at > self._now - _DAY_MS).limit(1)) is None:
+            bury(self._session, message, self._now, WireError("wire.future", "A report is dated in the future."))
+            self._session.flush()
+
+    def _take(self, device: str, envelope: Envelope) -> Gap | None:
+        key = (device, envelope.e)
+        epoch = self._epochs.get(key)
+        if epoch is None:
+            epoch = self._epochs[key] = _Epoch(Cursor(), 0, stored=False)
+        self._touched.add(key)
+        self._seen.add(device)
+        cursor = epoch.cursor
+        if envelope.lo > cursor.next_seq:
+            # The device's ring was full and dropped these: nobody can bring them back.
+            cursor.drop_below(envelope.lo)
+            self._release(key, cursor.next_seq)
+        for record in envelope.r:
+            if not cursor.take(record.s):
+                continue
+            if isinstance(record, Heartbeat):
+                if record.s > epoch.beat:
+                    epoch.beat = record.s
+                    self._beat(device, record)
+            elif record.s < cursor.next_seq:
+                self._account(key, record)
+            else:
+                self._hold(key, record)
+            if cursor.next_seq > record.s + 1:
+                self._release(key, cursor.next_seq)
+        return self._gap(device, envelope.e)
+
+    def _gap(self, device: str, epoch: str) -> Gap | None:
+        missing = self._epochs[device, epoch].cursor.missing()
+        return Gap(epoch, tuple(missing)) if missing else None
+
+    def _account(self, key: _Key, record: AnyRecord) -> None:
+        entity = self._session.get_one(Device, key[0])
+        store_record(self._session, entity, key[1], record, self._now)
+
+    def _hold(self, key: _Key, record: AnyRecord) -> None:
+        self._session.add(HeldRecord(device=key[0], epoch=key[1], s=record.s, body=encode(record)))
+
+    def _release(self, key: _Key, below: int) -> None:
+        """Take into account what was held and is no longer ahead of a gap."""
+        mine = (HeldRecord.device == key[0], HeldRecord.epoch == key[1], HeldRecord.s < below)
+        held = self._session.scalars(select(HeldRecord.body).where(*mine).order_by(HeldRecord.s)).all()
+        for body in held:
+            record: AnyRecord = decode(body, AnyRecord)  # type: ignore[arg-type]
+            self._account(key, record)
+        if held:
+            self._session.execute(delete(HeldRecord).where(*mine))
+
+    def _beat(self, device: str, beat: Heartbeat) -> None:
+        self._facts[device] = device_facts(beat)
+        spans = self._open.setdefault(device, {})
+        if {(r.digest, r.since) for r in beat.running} == spans.keys():
+            for r in beat.running:
+                if spans[r.digest, r.since] != (r.requests, r.failures):
+                    spans[r.digest, r.since] = (r.requests, r.failures)
+                    self._grown.add((device, (r.digest, r.since)))
+            return
+        # A model has begun or ended to serve, which is seldom.
+        self._write_grown()
+        store_exposures(self._session, device, beat.running, beat.t)
+        self._session.flush()
+        self._open[device] = {(r.digest, r.since): (r.requests, r.failures) for r in beat.running}
+
+    def _write(self) -> None:
+        self._session.flush()
+        self._write_grown()
+        seen = {d: max(self._devices[d].last_seen, self._now) for d in self._seen}
+        beats = [{"of": d, "last_seen": seen[d], **facts} for d, facts in self._facts.items()]
+        others = [{"of": d, "at": at} for d, at in seen.items() if d not in self._facts]
+        states = [{"of": d, "said_boot": s.n, "said_online": s.on} for d, s in self._states.items()]
+        for statement, rows in ((_BEAT, beats), (_SEEN, others), (_STATE, states)):
+            self._run(statement, rows)
+        self._write_epochs()
+        # Rows that were read as objects before are no longer what the database holds.
+        self._session.expire_all()
+
+    def _write_epochs(self) -> None:
+        fresh, moved = [], []
+        for key in self._touched:
+            epoch = self._epochs[key]
+            values = {
+                "next_seq": epoch.cursor.next_seq,
+                "lost": epoch.cursor.lost,
+                "ahead": [list(span) for span in epoch.cursor.ahead],
+                "beat": epoch.beat,
+                "updated_at": self._now,
+            }
+            if epoch.stored:
+                moved.append({"of": key[0], "which": key[1], **{f"to_{n}": v for n, v in values.items()}})
+            else:
+                fresh.append({"device": key[0], "epoch": key[1], **values})
+        self._run(insert(_EPOCHS), fresh)
+        self._run(_MOVED, moved)
+
+    def _write_grown(self) -> None:
+        rows = [
+            {"of": device, "which": digest, "since": since, "served": served, "failed": failed}
+            for device, (digest, since) in self._grown
+            for served, failed in [self._open[device][digest, since]]
+        ]
+        self._grown.clear()
+        self._run(_GROWN, rows)
+
+    def _run(self, statement: Any, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self._session.connection().execute(statement, rows)
