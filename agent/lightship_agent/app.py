@@ -23,7 +23,7 @@ from . import __version__
 from .contract.assignment import Beside
 from .contract.bundle import Bundle, read_bundle
 from .contract.codes import LightshipError, StorageError
-from .contract.messages import AnyRecord, Command, Heartbeat, Update
+from .contract.messages import AnyRecord, Command, Fault, Heartbeat, Update
 from .fail_points import fail_point
 from .files import sweep, write_durably
 from .link import identity
@@ -316,6 +316,10 @@ class Agent:
             write_durably(self._dir / "windows.json", msgspec.json.encode(self._monitor.positions()))
         except StorageError as e:  # a full disk must not silence the device: the outbox goes on in memory
             log.warning("report: %s: %s", e.code, e)
+        for fault in records:
+            if isinstance(fault, Fault):
+                said = "data fault" if fault.raised else "data fault is over"
+                log.warning("%s: %s of %s is %s", said, fault.feature, fault.model, fault.kind)
         self._outbox.append(records)
 
     def _send(self) -> None:
@@ -370,6 +374,7 @@ class Agent:
             "degraded": self._degraded(health),
             "running": [msgspec.to_builtins(r) for r in self._plane.running()],
             "beside": self._updater.companions.view(),
+            "faults": [fault._asdict() for fault in self._monitor.faults()],
             "update": {
                 "phase": state.phase,
                 "assignment_seq": state.floor,
@@ -399,7 +404,7 @@ class Agent:
             reasons.append(self._updater.trust_code)
         if self._outbox.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
             reasons.append("storage.full")
-        return reasons
+        return reasons + sorted({fault.code for fault in self._monitor.faults()})
 
     def _metrics(self) -> str:
         values = {
@@ -416,6 +421,7 @@ class Agent:
             "lightship_agent_shadow_agreeing_rows_total": [Sample(self._mirror.same_total)],
             "lightship_agent_shadow_failures_total": [Sample(self._mirror.failures_total)],
             "lightship_agent_shadow_dropped_rows_total": [Sample(self._mirror.dropped_total)],
+            "lightship_agent_data_fault": [Sample(1, fault._asdict()) for fault in self._monitor.faults()],
             "lightship_agent_outbox_records": [Sample(self._outbox.depth)],
             "lightship_agent_outbox_dropped_total": [Sample(self._outbox.dropped)],
             "lightship_agent_update_state": [Sample(1, {"state": self._updater.state.phase})],

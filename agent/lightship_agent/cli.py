@@ -164,6 +164,7 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
             "device": said["device"],
             "serving": running,
             "degraded": ", ".join(said["degraded"]) or "no",
+            "data": ", ".join(f"{f['feature']} of {f['model']}: {f['kind']}" for f in said.get("faults", ())) or "good",
             "update": _update_words(said["update"]),
             "server": said["link"]["server"],
             "mqtt": said["link"]["mqtt"],

@@ -16,6 +16,7 @@ from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
+from lightship.data.moments import reference_moments, reference_residuals
 from lightship_agent.contract.bundle import (
     GOLDEN,
     MODEL,
@@ -112,6 +113,24 @@ def pack_bundle(
     return build_bundle(manifest, {MODEL: onnx, PROFILE: encode(profile), GOLDEN: encode_golden(golden)})
 
 
+def _regressor_profile(rows: Floats, said: Floats) -> ReferenceProfile:
+    """As for a model that is off by half a unit on the average."""
+    features = profile_features(rows, FEATURES)
+    (values,) = profile_features(said[:, None], ("value",))
+    truth = said + np.random.default_rng(1).normal(scale=0.6, size=len(said)).astype(np.float32)
+    residuals = reference_residuals(said, truth)
+    assert residuals is not None
+    return ReferenceProfile(
+        rows=len(rows),
+        features=features,
+        moments=reference_moments(features, rows),
+        values=values,
+        residuals=residuals,
+        labelled=len(rows),
+        errors=int((np.abs(truth - said) > residuals.bound).sum()),
+    )
+
+
 def build(
     version: int = 1,
     *,
@@ -127,13 +146,14 @@ def build(
     said = answers(onnx, rows, outputs)
     if kind == "regressor":
         values, labels = said["variable"].reshape(-1, 1), ()
-        profile = ReferenceProfile(rows=len(rows), features=profile_features(rows, FEATURES))
+        profile = _regressor_profile(rows, said["variable"].ravel())
     else:
         values, labels = said["probabilities"], tuple(said["label"][:16].tolist())
         predictions, scores = count_outputs(said["label"], values, len(outputs.labels))
         profile = ReferenceProfile(
             rows=len(rows),
-            features=profile_features(rows, FEATURES),
+            features=(features := profile_features(rows, FEATURES)),
+            moments=reference_moments(features, rows),
             labels=outputs.labels,
             predictions=tuple(predictions.tolist()),
             scores=tuple(scores.tolist()),

@@ -139,7 +139,7 @@ class Fault(Record, frozen=True, kw_only=True, tag="fault", omit_defaults=True):
     digest: Digest
     schema: Digest
     w: Count  # the window that showed it
-    kind: Name  # stuck | unit | missing | range | category
+    kind: Name  # stuck | unit | swapped | missing | range | category
     feature: Name
     raised: bool  # False: it is over
     rate: float = 0.0  # share of the window's rows that show it

@@ -13,6 +13,7 @@ The steps of `BLOCK` rows have products that add up to less than 2²⁴, so floa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -150,22 +151,33 @@ class Distance:
             DataError: data.profile-mismatch.
         """
         packed = np.frombuffer(inverse, dtype="<f4") if len(inverse) % 4 == 0 else np.empty(0, np.float32)
-        self._inverse = unpack_triangle(packed.astype(np.float32), width) / np.float32(STEPS * STEPS)
+        self._inverse = unpack_triangle(packed.astype(np.float64), width) / STEPS**2
 
     def of(self, steps: Floats) -> Floats:
-        """D² of each row of `steps`, float32 `[n, 1]`."""
-        return np.asarray(np.einsum("ij,ij->i", steps @ self._inverse, steps)[:, None], dtype=np.float32)
+        """D² of each row of `steps`, float32 `[n, 1]`.
+
+        Computed in float64 and then rounded, so that a row has the same distance in a block of any size.
+        """
+        exact = steps.astype(np.float64)
+        distances: Floats = np.einsum("ij,ij->i", exact @ self._inverse, exact)[:, None].astype(np.float32)
+        return distances
 
 
 def products_of(steps: Floats) -> Ints:
     """Σ z[i]·z[j] of `steps` (float32 `[n, width]`), the upper triangle, int64 `[width·(width+1)/2]`; exact."""
-    width = steps.shape[1]
-    upper = np.triu_indices(width)
-    total = np.zeros(len(upper[0]), dtype=np.int64)
+    upper = _upper(steps.shape[1])
+    total = np.zeros(len(upper), dtype=np.int64)
     for at in range(0, len(steps), BLOCK):
         part = steps[at : at + BLOCK]
-        total += (part.T @ part)[upper].astype(np.int64)
+        total += (part.T @ part).ravel()[upper].astype(np.int64)
     return total
+
+
+@lru_cache(maxsize=8)
+def _upper(width: int) -> npt.NDArray[np.intp]:
+    """Where the upper triangle is in a flat square matrix."""
+    rows, columns = np.triu_indices(width)
+    return rows * width + columns
 
 
 def moments_of(steps: Floats, before: Floats | None = None) -> tuple[int, Ints]:

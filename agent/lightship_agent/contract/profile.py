@@ -73,13 +73,14 @@ class FeatureBins(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 class MomentReference(msgspec.Struct, frozen=True, kw_only=True):
     """How the reference features moved together: what a window's moments, products and distances are compared with.
 
-    `inverse` and `distance` are absent where the model is wider than `MAX_JOINT`; `distance` was counted on held-out
-    rows, since on the rows an inverse covariance was made from all distances are too short. The moments' `lags` speak
+    `inverse` and `distance` are absent where the model is wider than `MAX_JOINT`; `distance` was counted by inverse
+    covariances that the rows had no part in, since by their own all rows are too near. The moments' `lags` speak
     of the order of the training rows: of a dataset that was shuffled they say nothing.
     """
 
     scales: Scales
     moments: Moments
+    runs: tuple[int, ...] = ()  # per feature, the longest run of one value, in the order of the training rows
     products: Products | None = None
     inverse: bytes = b""  # of the covariance of z; float32 little-endian, upper triangle
     distance: FeatureBins | None = None  # D², named "distance"
@@ -95,7 +96,12 @@ class MomentReference(msgspec.Struct, frozen=True, kw_only=True):
         parts = [len(self.moments.sums), len(self.moments.squares), len(self.moments.lags)]
         joint = self.products is not None
         fits = not joint or (width <= MAX_JOINT and len(self.inverse) == 4 * triangle and self.distance is not None)
-        if parts != [width] * 3 or not fits or (self.products is not None and len(self.products.sums) != triangle):
+        if (
+            parts != [width] * 3
+            or len(self.runs) not in (0, width)
+            or not fits
+            or (self.products is not None and len(self.products.sums) != triangle)
+        ):
             raise DataError("data.profile-mismatch", "The profile's moments are not of one width.")
 
 

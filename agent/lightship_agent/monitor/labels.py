@@ -12,9 +12,10 @@ The id of row i of a request is the request's id when it had one row, and `id:i`
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +23,23 @@ import numpy.typing as npt
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.messages import MAX_RECORDS, LabelledRows, Labels
 
+from .residuals import ResidualMeter, Residuals
+
 _MAX_LABEL = 64  # characters, the bound of a shared label in the contract
 
 
 @dataclass(frozen=True, slots=True)
 class StreamKey:
-    """Which stream a prediction belongs to, and what its classes are called; no labels for a regressor."""
+    """Which stream a prediction belongs to, and what its classes are called; no labels for a regressor.
+
+    A regressor whose profile knows residuals has a `meter` for them.
+    """
 
     model: str
     digest: str
     schema: str
     labels: tuple[str, ...]
+    meter: ResidualMeter | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -43,7 +50,7 @@ class _Remembered:
     first: int
     total: int
     windows: tuple[int, ...]
-    classes: tuple[int, ...]
+    said: tuple[int, ...] | tuple[float, ...]  # classes, or a regressor's values
     rows: npt.NDArray[np.float32] | None
     told: set[int] | None = None  # made when the first label comes: an empty set weighs more than all the rest
 
@@ -61,7 +68,7 @@ class PredictionLedger:
         self._share = share_rows
         self._size = 0
         self._requests: dict[str, _Remembered] = {}
-        self._counts: dict[tuple[StreamKey, int], list[int]] = {}
+        self._counts: dict[tuple[StreamKey, int], _Labelled] = {}
         self._shared: deque[tuple[StreamKey, npt.NDArray[np.float32], str]] = deque(maxlen=max(1, share_rows))
 
     def __len__(self) -> int:
@@ -73,7 +80,7 @@ class PredictionLedger:
         key: StreamKey,
         request_id: str,
         windows: Sequence[int],
-        classes: Sequence[int],
+        said: Sequence[int] | Sequence[float],
         rows: npt.NDArray[np.float32] | None = None,
         *,
         first: int = 0,
@@ -85,16 +92,16 @@ class PredictionLedger:
             key: the stream.
             request_id: a repeated id replaces the older request.
             windows: window number of each row, n of them.
-            classes: predicted class of each row, n of them.
+            said: predicted class of each row, or the value, n of them.
             rows: the rows, float32 `[n, width]`; kept only where rows are shared.
             first: the index in the request of the first of these rows.
             total: rows of the whole request, where some are no longer there.
         """
         self._forget(request_id)
         kept = rows.copy() if rows is not None and self._share else None
-        whole = len(classes) + first if total is None else total
-        self._requests[request_id] = _Remembered(key, first, whole, tuple(windows), tuple(classes), kept)
-        self._size += len(classes)
+        whole = len(said) + first if total is None else total
+        self._requests[request_id] = _Remembered(key, first, whole, tuple(windows), tuple(said), kept)
+        self._size += len(said)
         while self._size > self._capacity:
             self._forget(next(iter(self._requests)))
 
@@ -105,15 +112,14 @@ class PredictionLedger:
             ServingError: serving.unknown-prediction; serving.input for a label the model does not have.
         """
         request, index = self._find(prediction_id)
-        label_index = _label_index(request.key, label)
+        truth = _truth(request.key, label)
         request.told = request.told or set()
         if index in request.told:
             return False
         request.told.add(index)
-        if label_index is not None:
-            counts = self._counts.setdefault((request.key, request.windows[index]), [0, 0])
-            counts[0] += 1
-            counts[1] += request.classes[index] != label_index
+        if request.key.labels or request.key.meter is not None:
+            counts = self._counts.setdefault((request.key, request.windows[index]), _Labelled())
+            counts.add(request.key.meter, truth, request.said[index])
         if request.rows is not None and len(label) <= _MAX_LABEL:
             self._shared.append((request.key, request.rows[index].copy(), label))
         return True
@@ -128,19 +134,7 @@ class PredictionLedger:
         ready = sorted((place for place in self._counts if is_closed(*place)), key=lambda p: (p[0].digest, p[1]))
         records: list[Labels | LabelledRows] = []
         for key, window in ready:
-            labelled, errors = self._counts.pop((key, window))
-            records.append(
-                Labels(
-                    s=1,
-                    t=now_ms,
-                    model=key.model,
-                    digest=key.digest,
-                    schema=key.schema,
-                    w=window,
-                    labelled=labelled,
-                    errors=errors,
-                )
-            )
+            records.append(self._counts.pop((key, window)).record(key, window, now_ms))
         return [*records, *self._collect_rows(now_ms)]
 
     def _collect_rows(self, now_ms: int) -> list[LabelledRows]:
@@ -173,7 +167,7 @@ class PredictionLedger:
         request = self._requests.get(base) if colon and text.isdecimal() and len(text) < 9 else None
         if request is not None and request.total > 1:
             index = int(text) - request.first
-            if 0 <= index < len(request.classes):
+            if 0 <= index < len(request.said):
                 return request, index
         message = f"No recent prediction has the id {prediction_id[:140]!r}."
         raise ServingError("serving.unknown-prediction", message)
@@ -181,21 +175,56 @@ class PredictionLedger:
     def _forget(self, request_id: str) -> None:
         old = self._requests.pop(request_id, None)
         if old is not None:
-            self._size -= len(old.classes)
+            self._size -= len(old.said)
 
 
-def _label_index(key: StreamKey, label: str) -> int | None:
-    """The class of a label; None for a regressor, whose truth is a number."""
+class _Labelled:
+    """The labels of one window so far."""
+
+    def __init__(self) -> None:
+        self.labelled = self.errors = 0
+        self.residuals: Residuals | None = None
+
+    def add(self, meter: ResidualMeter | None, truth: float, said: float) -> None:
+        self.labelled += 1
+        if meter is None:
+            self.errors += said != truth
+            return
+        cell, steps, error = meter.measure(truth, said)
+        self.errors += error
+        self.residuals = self.residuals or Residuals(meter.cells)
+        self.residuals.add(cell, steps)
+
+    def record(self, key: StreamKey, window: int, now_ms: int) -> Labels:
+        residuals = self.residuals
+        return Labels(
+            s=1,
+            t=now_ms,
+            model=key.model,
+            digest=key.digest,
+            schema=key.schema,
+            w=window,
+            labelled=self.labelled,
+            errors=self.errors,
+            residuals=tuple(residuals.cells) if residuals else (),
+            residual_sums=(residuals.total, residuals.squares) if residuals else (),
+        )
+
+
+def _truth(key: StreamKey, label: str) -> float:
+    """The index of a class, or the value of a regressor's label."""
     if key.labels:
         if label in key.labels:
             return key.labels.index(label)
         known = ", ".join(key.labels[:20])
         raise ServingError("serving.input", f"Expected one of the labels {known}; found {label[:64]!r}.")
     try:
-        float(label)
-    except ValueError as e:
-        raise ServingError("serving.input", f"Expected a number as the true value, found {label[:64]!r}.") from e
-    return None
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ServingError("serving.input", f"Expected a number as the true value, found {label[:64]!r}.")
+    return value
 
 
 def _plain(row: npt.NDArray[np.float32]) -> tuple[float | None, ...]:

@@ -5,28 +5,49 @@ Rules:
 * a stream is (bundle digest, schema digest); when another bundle serves under the name, the old window is closed,
   and labels for the old bundle's predictions still find their way;
 * window numbers of a stream only grow, also when a bundle comes back, and after a restart if `resume` is given;
-* the clock is the caller's, and no finer than its calls: a window opens at the collect that first sees its rows.
+* the clock is the caller's, and no finer than its calls: a window opens at the collect that first sees its rows;
+* what is wrong with data beyond doubt is told at once, and stands in `faults` until it is over, with or without a
+  network.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lightship_agent.contract.codes import ServingError
-from lightship_agent.contract.messages import AnyRecord, Window
+from lightship_agent.contract.messages import AnyRecord, Fault, Together, Window
+from lightship_agent.contract.quality import QualityCount, merge_quality
 from lightship_agent.runtime.model import LoadedModel, Prediction
 
+from .faults import FAULT_CODES
 from .labels import PredictionLedger, StreamKey
+from .refusals import why_refused
+from .residuals import ResidualMeter
 from .ring import Block, RowRing
 from .stream import StreamMonitor
 
 #: Up to this many classes, Python's max of a list beats numpy's call overhead.
 _FEW: Final = 32
+#: A clock that goes back by less is being adjusted, as clocks are.
+_SET_BACK_MS: Final = 1_000
+
+
+class StandingFault(NamedTuple):
+    """A hard fault of data: of which model's feature, and its kind."""
+
+    model: str
+    feature: str
+    kind: str
+
+    @property
+    def code(self) -> str:
+        """What the device is degraded by."""
+        return FAULT_CODES[self.kind]
 
 
 class Monitor:
@@ -62,6 +83,7 @@ class Monitor:
         self._ledgers: dict[str, PredictionLedger] = {}
         self._beside: frozenset[str] = frozenset()
         self._closed: list[Window] = []
+        self._aside: list[Together | Fault] = []
         self._now_ms = 0
         self._retired_drops = 0
         self._lock = threading.RLock()  # all but the hot path
@@ -89,7 +111,7 @@ class Monitor:
         """
         stream = self._streams.get(model.digest) or self._begin(model)
         self._serving[model.name] = stream
-        stream.ring.push(rows, prediction.labels, _top_scores(prediction.scores), request_id)
+        stream.ring.push(rows, prediction.labels, _tops(prediction), request_id)
 
     def observe_row(
         self, model: LoadedModel, row: npt.NDArray[np.float32], label: int, top: float, request_id: str
@@ -100,19 +122,33 @@ class Monitor:
             model: that answered.
             row: float32 `[width]`.
             label: the predicted class; -1 of a regressor.
-            top: the highest score; NaN without scores.
+            top: the highest score, NaN without scores; the value of a regressor.
             request_id: the id the client knows it by.
         """
         stream = self._streams.get(model.digest) or self._begin(model)
         self._serving[model.name] = stream
         stream.ring.push_row(row, label, top, request_id)
 
-    def refused(self, model: LoadedModel, rows: int) -> None:
-        """Note rows the schema refused."""
+    def refused(self, model: LoadedModel, rows: int, data: object = None) -> None:
+        """Note rows the schema refused.
+
+        Args:
+            model: whose schema.
+            rows: how many.
+            data: what stood in their place: an array, or anything.
+        """
+        why = why_refused(data, rows, model.schema)
         stream = self._streams.get(model.digest) or self._begin(model)
         self._serving[model.name] = stream
         with self._lock:
             stream.invalid += rows
+            stream.why = merge_quality(stream.why, why)
+
+    def faults(self) -> tuple[StandingFault, ...]:
+        """The hard faults that stand in what is being served."""
+        with self._lock:
+            serving = [s for s in self._streams.values() if self._serving.get(s.key.model) is s]
+            return tuple(StandingFault(s.key.model, name, kind) for s in serving for kind, name in s.counts.faults)
 
     def feedback(self, model: str, prediction_id: str, label: str) -> bool:
         """Join a label to its prediction; True when it counted, False for a duplicate.
@@ -129,18 +165,20 @@ class Monitor:
             return ledger.resolve(prediction_id, label)
 
     def collect(self, now_ms: int) -> list[AnyRecord]:
-        """What is to be reported since the last collect: closed windows, then labels, then shared rows.
+        """What is to be reported since the last collect: closed windows, products, faults, labels, shared rows.
 
         Args:
             now_ms: wall milliseconds.
         """
         with self._lock:
-            self._now_ms = now_ms
+            self._note_time(now_ms)
             self._drain()
             for stream in list(self._streams.values()):
                 self._settle(stream)
-            records: list[AnyRecord] = [*self._closed]
-            self._closed = []
+            for stream in self._streams.values():
+                self._aside += stream.counts.take_aside()
+            records: list[AnyRecord] = [*self._closed, *self._aside]
+            self._closed, self._aside = [], []
             for ledger in self._ledgers.values():
                 records += ledger.collect(now_ms, self._is_closed)
             return records
@@ -148,10 +186,10 @@ class Monitor:
     def flush(self, now_ms: int) -> list[AnyRecord]:
         """As `collect`, with every window closed: for a stop of the agent."""
         with self._lock:
-            self._now_ms = now_ms
+            self._note_time(now_ms)
             self._drain()
             for stream in self._streams.values():
-                self._closed += stream.counts.flush(now_ms)
+                self._closed += stream.counts.flush(now_ms, last=True)
             return self.collect(now_ms)
 
     def positions(self) -> dict[str, int]:
@@ -174,12 +212,18 @@ class Monitor:
                 self._ledgers.setdefault(model.name, PredictionLedger(self._remember_rows, self._share_rows))
             return stream
 
+    def _note_time(self, now_ms: int) -> None:
+        if now_ms < self._now_ms - _SET_BACK_MS:
+            for stream in self._streams.values():
+                stream.counts.set_back()
+        self._now_ms = now_ms
+
     def _drain(self) -> None:
         for stream in self._streams.values():
             now = max(self._now_ms, stream.counts.model.since_ms)
             if stream.invalid:
-                stream.counts.refuse(stream.invalid, now)
-                stream.invalid = 0
+                stream.counts.refuse(stream.invalid, now, stream.why)
+                stream.invalid, stream.why = 0, ()
             block = stream.ring.drain()
             stream.idle = not len(block)
             if len(block):
@@ -188,7 +232,8 @@ class Monitor:
 
     def _remember(self, stream: _Stream, block: Block) -> None:
         ledger = self._ledgers[stream.key.model]
-        windows, classes = stream.counts.windows_of(len(block)), block.labels.tolist()
+        windows = stream.counts.windows_of(len(block))
+        said = (block.labels if stream.key.labels else block.top_scores).tolist()
         for request in block.requests:
             skipped = max(0, -request.first)
             part = slice(request.first + skipped, request.first + request.rows)
@@ -196,7 +241,7 @@ class Monitor:
                 stream.key,
                 request.id,
                 windows[part],
-                classes[part],
+                said[part],
                 block.rows[part] if self._share_rows else None,
                 first=skipped,
                 total=request.rows,
@@ -212,8 +257,9 @@ class Monitor:
             self._max_age_ms is not None and counts.opened_ms is not None and now - counts.opened_ms >= self._max_age_ms
         )
         if replaced or expired:
-            self._closed += counts.flush(now)
+            self._closed += counts.flush(now, last=replaced)
         if replaced and stream.idle:
+            self._aside += counts.take_aside()
             self._next_window[stream.key.digest] = counts.window
             self._retired_drops += stream.ring.dropped
             self._streams = {d: s for d, s in self._streams.items() if s is not stream}
@@ -228,14 +274,19 @@ class _Stream:
 
     def __init__(self, model: LoadedModel, window_rows: int, ring_rows: int, first_window: int) -> None:
         labels = model.outputs.labels if model.outputs.task == "classification" else ()
-        self.key = StreamKey(model.name, model.digest, model.schema_digest, labels)
+        residuals = model.profile.residuals
+        meter = None if labels or residuals is None else ResidualMeter(residuals)
+        self.key = StreamKey(model.name, model.digest, model.schema_digest, labels, meter)
         self.ring = RowRing(ring_rows, model.schema.width)
         self.counts = StreamMonitor(model, window_rows, first_window=first_window)
         self.invalid = 0
+        self.why: tuple[QualityCount, ...] = ()
         self.idle = False
 
 
-def _top_scores(scores: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32] | float | None:
+def _tops(prediction: Prediction) -> npt.NDArray[np.float32] | float | None:
+    """Highest scores of a classifier, values of a regressor."""
+    scores = prediction.values if prediction.scores is None else prediction.scores
     if scores is None:
         return None
     if len(scores) == 1 and scores.shape[1] <= _FEW:

@@ -5,19 +5,28 @@ Rules:
   k // window_rows, however the rows were pushed;
 * a window closes when its last position is taken, or early by `flush`, after which the next row starts the next
   window: a window number is never used twice;
-* time comes from the caller; counts are those of the contract and nothing else.
+* time comes from the caller; counts are those of the contract and nothing else;
+* products of features travel with every `TOGETHER`th window, for all since the last time.
 
 Source of the design: fixed reference-quantile bins, additive counts, windows by sequence.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
-from lightship_agent.contract.messages import Window
-from lightship_agent.contract.profile import SCORE_BINS, Binner, count_outputs
+from lightship_agent.contract.messages import Fault, Together, Window
+from lightship_agent.contract.quality import FOUND, WHOLE, Quality, QualityCount, merge_quality
 from lightship_agent.runtime.model import LoadedModel
+
+from .faults import MIN_ROWS, Change, FaultBook, FaultFinder, Found
+from .tally import Tally
+
+#: Windows whose products travel together.
+TOGETHER: Final = 8
 
 
 class StreamMonitor:
@@ -33,11 +42,14 @@ class StreamMonitor:
         self.model = model
         self._window_rows = window_rows
         self._position = first_window * window_rows
-        self._binner = Binner(model.profile.features)
-        self._classes = len(model.profile.predictions)
-        self._has_scores = len(model.profile.scores) == self._classes * SCORE_BINS and self._classes > 0
+        self._tally = Tally(model.profile)
+        self._finder = FaultFinder(model.profile)
+        self._faults = FaultBook()
+        self._aside: list[Together | Fault] = []
+        self._first_product = first_window  # the first window whose products have not been told
         self._opened: int | None = None
-        self._reset()
+        self._invalid = 0
+        self._quality: tuple[QualityCount, ...] = ()
 
     @property
     def position(self) -> int:
@@ -52,7 +64,7 @@ class StreamMonitor:
     @property
     def open_rows(self) -> int:
         """Rows counted in the window that is open."""
-        return self._rows
+        return self._tally.rows
 
     @property
     def opened_ms(self) -> int | None:
@@ -74,7 +86,7 @@ class StreamMonitor:
         self,
         rows: npt.NDArray[np.float32],
         labels: npt.NDArray[np.int64],
-        top_scores: npt.NDArray[np.float32],
+        tops: npt.NDArray[np.float32],
         now_ms: int,
     ) -> list[Window]:
         """Count rows and return the windows they closed.
@@ -82,7 +94,7 @@ class StreamMonitor:
         Args:
             rows: float32 `[n, width]`.
             labels: predicted classes, int64 `[n]`; negative for a regressor.
-            top_scores: float32 `[n]`; NaN without scores.
+            tops: float32 `[n]`: highest scores, NaN without; the values of a regressor.
             now_ms: wall milliseconds.
         """
         closed, at = [], 0
@@ -90,47 +102,63 @@ class StreamMonitor:
             room = self._window_rows - self._position % self._window_rows
             end = min(len(rows), at + room)
             self._open(now_ms)
-            self._count(rows[at:end], labels[at:end], top_scores[at:end])
+            self._tally.count(rows[at:end], labels[at:end], tops[at:end])
             self._position += end - at
             if end - at == room:
                 closed.append(self._close(now_ms))
             at = end
         return closed
 
-    def refuse(self, rows: int, now_ms: int) -> None:
+    def refuse(self, rows: int, now_ms: int, why: Quality = ()) -> None:
         """Note rows that did not fit the schema in the open window."""
         self._open(now_ms)
         self._invalid += rows
+        self._quality = merge_quality(self._quality, why)
 
-    def flush(self, now_ms: int) -> list[Window]:
-        """Close the open window early, if it holds anything."""
+    def set_back(self) -> None:
+        """Note that the clock was set back while the window was open."""
+        if self._opened is not None:
+            self._quality = merge_quality(self._quality, (QualityCount("clock", WHOLE, 1),))
+
+    @property
+    def faults(self) -> list[tuple[str, str]]:
+        """The hard faults that stand: kind, and the feature's name."""
+        return [(kind, self._name(j)) for kind, j in self._faults.standing]
+
+    def take_aside(self) -> list[Together | Fault]:
+        """What is to be told besides windows, since the last time."""
+        told, self._aside = self._aside, []
+        return told
+
+    def flush(self, now_ms: int, *, last: bool = False) -> list[Window]:
+        """Close the open window early, if it holds anything.
+
+        Args:
+            now_ms: wall milliseconds.
+            last: nothing follows soon, so products don't wait for their eighth window.
+        """
         if self._opened is None:
+            if last:
+                self._tell_products(self.window - 1, now_ms)
             return []
         # An open window always has room for a row, so its successor begins above the position.
         self._position = (self.window + 1) * self._window_rows
-        return [self._close(now_ms)]
+        return [self._close(now_ms, last=last)]
 
     def _open(self, now_ms: int) -> None:
         if self._opened is None:
             self._opened = now_ms
 
-    def _count(
-        self, rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], tops: npt.NDArray[np.float32]
-    ) -> None:
-        self._rows += len(rows)
-        self._counts += self._binner.count(rows)
-        if not self._classes:
-            return
-        known = labels >= 0
-        scores = np.nan_to_num(tops[known, None]) if self._has_scores else None
-        predictions, cells = count_outputs(labels[known], scores, self._classes)
-        self._predictions += predictions
-        if self._has_scores:
-            self._scores += cells
-
-    def _close(self, now_ms: int) -> Window:
+    def _close(self, now_ms: int, *, last: bool = False) -> Window:
         """The window just completed: the position already stands at its successor's start."""
         assert self._opened is not None
+        number = self.window - 1
+        counts, extremes = self._tally.take()
+        found = self._finder.find(counts, extremes)
+        for change in self._faults.note(found, telling=counts.rows >= MIN_ROWS):
+            self._aside.append(self._fault(change, number, now_ms))
+        if last or (number + 1) % TOGETHER == 0:
+            self._tell_products(number, now_ms)
         window = Window(
             s=1,  # the outbox numbers records
             t=now_ms,
@@ -138,20 +166,55 @@ class StreamMonitor:
             version=self.model.version,
             digest=self.model.digest,
             schema=self.model.schema_digest,
-            w=self.window - 1,
+            w=number,
             opened=self._opened,
-            rows=self._rows,
-            counts=tuple(self._counts.tolist()),
-            predictions=tuple(self._predictions.tolist()),
-            scores=tuple(self._scores.tolist()),
+            rows=counts.rows,
+            counts=counts.counts,
+            predictions=counts.predictions,
+            scores=counts.scores,
             invalid=self._invalid,
+            distances=counts.distances,
+            values=counts.values,
+            moments=counts.moments,
+            quality=merge_quality(self._quality, _counted(found)),
         )
-        self._reset()
+        self._opened, self._invalid, self._quality = None, 0, ()
         return window
 
-    def _reset(self) -> None:
-        self._opened = None
-        self._rows = self._invalid = 0
-        self._counts = np.zeros(self._binner.cells, dtype=np.int64)
-        self._predictions = np.zeros(self._classes, dtype=np.int64)
-        self._scores = np.zeros(self._classes * SCORE_BINS if self._has_scores else 0, dtype=np.int64)
+    def _tell_products(self, number: int, now_ms: int) -> None:
+        products = self._tally.take_products()
+        if products is not None:
+            together = Together(
+                s=1,
+                t=now_ms,
+                model=self.model.name,
+                digest=self.model.digest,
+                schema=self.model.schema_digest,
+                first=self._first_product,
+                w=number,
+                products=products,
+            )
+            self._aside.append(together)
+        self._first_product = number + 1
+
+    def _fault(self, change: Change, number: int, now_ms: int) -> Fault:
+        return Fault(
+            s=1,
+            t=now_ms,
+            model=self.model.name,
+            digest=self.model.digest,
+            schema=self.model.schema_digest,
+            w=number,
+            kind=change.kind,
+            feature=self._name(change.feature),
+            raised=change.raised,
+            rate=round(change.rate, 4),
+        )
+
+    def _name(self, feature: int) -> str:
+        return self.model.profile.features[feature].name
+
+
+def _counted(found: list[Found]) -> tuple[QualityCount, ...]:
+    """Of the findings, those that no cell counts."""
+    return tuple(QualityCount(f.kind, f.feature, 1) for f in found if f.kind in FOUND)

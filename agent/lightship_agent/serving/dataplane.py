@@ -36,7 +36,7 @@ _LOG: Final = logging.getLogger("lightship.serving")
 
 Observe = Callable[[LoadedModel, npt.NDArray[np.float32], Prediction, str], None]
 Feedback = Callable[[str, str, str], bool]
-Refused = Callable[[LoadedModel, int], None]
+Refused = Callable[[LoadedModel, int, object], None]
 
 
 class Observer(Protocol):
@@ -68,7 +68,7 @@ class DataPlane:
         observe: called with (model, rows, prediction, request id) after each prediction; must only copy.
         observe_row: the same on the hot path, with (model, row, class, highest score, id); `observe` when None.
         feedback: called with (model name, prediction id, label); True when the label was counted.
-        refused: called with (model, rows) when a request for that model does not fit its schema.
+        refused: called with (model, rows, data) when a request for that model does not fit its schema.
         max_in_flight: requests that may be inside at once.
         clock: monotonic seconds.
     """
@@ -346,7 +346,8 @@ class DataPlane:
             rows = input_rows(request.inputs, model.schema)
         except ServingError as e:
             if e.code == "serving.input" and self._refused and slot.watched:
-                self._refused(model, claimed_rows(request.inputs))
+                data = request.inputs[0].data if request.inputs else None
+                self._refused(model, claimed_rows(request.inputs), data)
             raise
         prediction = model.predict(rows)
         response = InferResponse(

@@ -84,7 +84,8 @@ class HotModel:
             answered: told (rows, seconds) after each run.
             failed: told the code of each failure.
             observe: as `DataPlane`.
-            observe_row: the same for one row, with its class (-1 for a regressor) and highest score (NaN without).
+            observe_row: the same for one row, with its class and highest score (NaN without); -1 and the value of a
+                regressor.
             next_id: an id for whoever gave none.
             max_id: characters of a client's id.
         """
@@ -158,7 +159,7 @@ class HotModel:
             scores = None if bound.scores is None else bound.scores.tolist()
             value = None if bound.value is None else bound.value.tolist()
             request_id = asked.id or self._next_id()
-            self._watch(bound.row, label, scores, request_id)
+            self._watch(bound.row, label, scores or value, request_id)
         finally:
             bound.lock.release()
         self._answered(1, time.perf_counter() - begun)
@@ -183,7 +184,7 @@ class HotModel:
         bodies = []
         for i, one in enumerate(asked):
             request_id = one.id or self._next_id()
-            self._watch(rows[i], labels[i], scores[i], request_id)
+            self._watch(rows[i], labels[i], scores[i] or values[i], request_id)
             bodies.append((one.body or self._body)(request_id, labels[i], scores[i], values[i]))
         seconds = (time.perf_counter() - begun) / len(asked)
         for _ in asked:
@@ -204,13 +205,17 @@ class HotModel:
             raise self._failure(ValueError(f"expected a class below {len(self._by_class)}, found {found}"))
         return found
 
-    def _watch(self, row: npt.NDArray[np.float32], label: int, scores: list[float] | None, request_id: str) -> None:
+    def _watch(self, row: npt.NDArray[np.float32], label: int, numbers: list[float] | None, request_id: str) -> None:
+        """Tell of an answer; its numbers are the scores of a classifier, or the one value of a regressor."""
         if self._observe_row is not None:
-            self._observe_row(self.model, row, label, max(scores) if scores else math.nan, request_id)
+            self._observe_row(self.model, row, label, max(numbers) if numbers else math.nan, request_id)
             return
-        labels = np.array([label], dtype=np.int64) if self._is_classifier else None
-        told = None if scores is None else np.array([scores], dtype=np.float32)
-        self._observe(self.model, row.reshape(1, -1).copy(), Prediction(labels=labels, scores=told), request_id)
+        told = None if numbers is None else np.array([numbers], dtype=np.float32)
+        if self._is_classifier:
+            said = Prediction(labels=np.array([label], dtype=np.int64), scores=told)
+        else:
+            said = Prediction(values=told)
+        self._observe(self.model, row.reshape(1, -1).copy(), said, request_id)
 
     def _body(self, request_id: str, label: int, scores: list[float] | None, value: list[float] | None) -> bytes:
         if not self._is_classifier:

@@ -55,6 +55,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("lightship_agent_shadow_agreeing_rows_total", "counter", "Of them, those answered alike."),
     Metric("lightship_agent_shadow_failures_total", "counter", "Rows that a challenger in the shadow failed at."),
     Metric("lightship_agent_shadow_dropped_rows_total", "counter", "Rows that found the shadow's queue full."),
+    Metric("lightship_agent_data_fault", "gauge", "1 while a hard data fault stands, by model, feature and kind."),
     Metric("lightship_agent_outbox_records", "gauge", "Reports waiting to be sent."),
     Metric("lightship_agent_outbox_dropped_total", "counter", "Reports dropped because the outbox was full."),
     Metric("lightship_agent_update_state", "gauge", "1 for the state the update machine is in."),

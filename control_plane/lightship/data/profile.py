@@ -15,6 +15,8 @@ import numpy.typing as npt
 from lightship_agent.contract.codes import DataError
 from lightship_agent.contract.profile import ReferenceProfile, count_outputs, profile_features
 
+from .moments import reference_moments
+
 
 def reference_profile(
     rows: npt.NDArray[np.float32],
@@ -37,7 +39,7 @@ def reference_profile(
         labels: class names in index order.
         labelled: held-out rows the error rate was measured on.
         errors: how many of them the model got wrong.
-        categories: of the features that have some, by name.
+        categories: the words of the features that are categories, by name.
 
     Raises:
         DataError: data.empty for no rows or a column without any value; data.profile-mismatch when sizes disagree.
@@ -51,14 +53,16 @@ def reference_profile(
     score_counts: tuple[int, ...] = ()
     if labels:
         predictions, score_counts = _count(len(rows), predicted, scores, len(labels))
+    features = profile_features(rows, names, categories)
     return ReferenceProfile(
         rows=len(rows),
-        features=profile_features(rows, names, categories),
+        features=features,
         labels=labels,
         predictions=predictions,
         scores=score_counts,
         labelled=labelled,
         errors=errors,
+        moments=reference_moments(features, rows),
     )
 
 

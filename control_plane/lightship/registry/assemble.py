@@ -6,17 +6,19 @@ from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from lightship.convert.converter import Converted
 from lightship.convert.parity import golden_rows
 from lightship.convert.session import OnnxModel
 from lightship.data.dataset import Dataset
+from lightship.data.moments import reference_residuals
 from lightship.data.profile import reference_profile
 from lightship.training.card import CardFacts, render_card
 from lightship.training.environment import environment_digest
 from lightship_agent.contract.bundle import BACKGROUND, GOLDEN, MODEL, PROFILE, Rows, encode_golden
 from lightship_agent.contract.manifest import Manifest, Provenance
-from lightship_agent.contract.profile import ReferenceProfile, count_outputs
+from lightship_agent.contract.profile import ReferenceProfile, count_outputs, profile_features
 from lightship_agent.contract.wire import encode
 
 from .runs import Making
@@ -44,21 +46,44 @@ def _profile(converted: Converted, reference: Dataset, heldout: Dataset) -> Refe
     A model is surer of rows it was fitted on than it will ever be in the field, so its predictions and scores are
     counted on held-out rows only.
     """
-    categories = {f.name: f.levels for f in reference.schema.features if f.is_categorical}
-    profile = reference_profile(reference.x, reference.schema.names, categories=categories)
-    answer = OnnxModel(converted.onnx, converted.outputs).answer(heldout.x)
+    features = reference.schema.features
+    profile = reference_profile(
+        reference.x,
+        reference.schema.names,
+        categories={f.name: f.levels for f in features if f.is_categorical},
+    )
+    model = OnnxModel(converted.onnx, converted.outputs)
+    answer = model.answer(heldout.x)
+    if answer.values is not None:
+        return _with_values(profile, answer.values, heldout)
     if answer.labels is None:
         return profile
+    labels = model.predict(heldout.x)  # by the decision threshold, as on the device
+    right = labels == heldout.y
     scores = answer.scores if converted.outputs.score_kind == "probability" else None
-    predictions, score_counts = count_outputs(answer.labels, scores, len(heldout.labels))
+    classes = len(heldout.labels)
+    predictions, score_counts = count_outputs(labels, scores, classes)
+    _, hits = count_outputs(labels[right], None if scores is None else scores[right], classes)
     return msgspec.structs.replace(
         profile,
         labels=heldout.labels,
-        predictions=tuple(int(v) for v in predictions),
-        scores=tuple(int(v) for v in score_counts),
+        predictions=tuple(predictions.tolist()),
+        scores=tuple(score_counts.tolist()),
+        hits=tuple(hits.tolist()) if scores is not None else (),
         labelled=heldout.rows,
-        errors=int((answer.labels != heldout.y).sum()),
+        errors=int((~right).sum()),
     )
+
+
+def _with_values(profile: ReferenceProfile, predicted: npt.NDArray[np.float32], heldout: Dataset) -> ReferenceProfile:
+    """What a regressor says, and how far that is off."""
+    (values,) = profile_features(predicted[:, None], ("value",))
+    residuals = reference_residuals(predicted, heldout.y)
+    if residuals is None:
+        return msgspec.structs.replace(profile, values=values)
+    off = np.abs(heldout.y.astype(np.float64) - predicted).astype(np.float32)
+    errors = int((off > np.float32(residuals.bound)).sum())
+    return msgspec.structs.replace(profile, values=values, residuals=residuals, labelled=heldout.rows, errors=errors)
 
 
 def manifest(made: Making, converted: Converted, number: int) -> Manifest:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from tests.agent.conftest import Floats, training_rows
 
+from lightship.data.profile import reference_profile
 from lightship_agent.contract.codes import ServingError
-from lightship_agent.contract.messages import AnyRecord, Envelope, LabelledRows, Labels, Window
+from lightship_agent.contract.messages import AnyRecord, Envelope, Fault, LabelledRows, Labels, Window
 from lightship_agent.contract.profile import Binner
+from lightship_agent.contract.quality import QualityCount
 from lightship_agent.contract.wire import decode, encode
-from lightship_agent.monitor.monitor import Monitor
+from lightship_agent.monitor.monitor import Monitor, StandingFault
+from lightship_agent.monitor.tally import Tally
 from lightship_agent.runtime.model import LoadedModel
 
 Models = Callable[..., LoadedModel]
@@ -132,6 +135,99 @@ def test_refused_rows_are_reported(make_model: Models) -> None:
     observe(monitor, model, training_rows(10), "r")
     (window,) = windows(monitor.collect(1))
     assert window.invalid == 4
+
+
+def test_refused_rows_are_reported_by_what_was_wrong_with_them(make_model: Models) -> None:
+    monitor, model = Monitor(10), make_model()
+    monitor.refused(model, 2, np.array([[1, 1, np.nan, 1], [1, np.inf, 1, 1]]))
+    monitor.refused(model, 1, "no rows at all")
+    observe(monitor, model, training_rows(10), "r")
+    (window,) = windows(monitor.collect(1))
+    assert window.invalid == 3
+    assert window.quality == (
+        QualityCount("infinite", 1, 1),
+        QualityCount("missing", 2, 1),
+        QualityCount("type", -1, 1),
+    )
+
+
+def test_a_stuck_sensor_is_told_at_once_and_over_when_it_moves_again(make_model: Models) -> None:
+    monitor, model = Monitor(100), make_model()
+    stuck = training_rows(100)
+    stuck[:, 1] = 0.5
+    told: list[list[tuple[str, str, bool]]] = []
+    standing = []
+    for rows in (training_rows(100), stuck, stuck, training_rows(100), training_rows(100)):
+        observe(monitor, model, rows, "r")
+        records = monitor.collect(1)
+        told.append([(r.kind, r.feature, r.raised) for r in records if isinstance(r, Fault)])
+        standing.append(monitor.faults())
+    fault = StandingFault("pump", "vibration", "stuck")
+    assert told == [[], [("stuck", "vibration", True)], [], [], [("stuck", "vibration", False)]]
+    assert standing == [(), (fault,), (fault,), (fault,), ()]
+    assert fault.code == "data.stuck"
+
+
+def test_a_fault_of_a_model_that_no_longer_serves_does_not_stand(make_model: Models) -> None:
+    monitor, old, new = Monitor(100), make_model(), make_model(2, flip=True)
+    stuck = training_rows(100)
+    stuck[:, 1] = 0.5
+    observe(monitor, old, stuck, "r")
+    monitor.collect(1)
+    assert monitor.faults()
+    observe(monitor, new, training_rows(1), "s")
+    monitor.collect(2)
+    assert monitor.faults() == ()
+
+
+def test_a_clock_that_is_set_back_is_counted_in_the_window_that_was_open(make_model: Models) -> None:
+    monitor, model = Monitor(10), make_model()
+    observe(monitor, model, training_rows(5), "r")
+    monitor.collect(1_000_000)
+    monitor.collect(999_500)
+    monitor.collect(400_000)
+    observe(monitor, model, training_rows(5), "s")
+    (first,) = windows(monitor.collect(400_001))
+    assert first.quality == (QualityCount("clock", -1, 1),)
+    observe(monitor, model, training_rows(10), "t")
+    assert windows(monitor.collect(400_002))[0].quality == ()
+
+
+def test_a_regressors_labels_become_residuals(make_model: Models) -> None:
+    monitor, model = Monitor(10), make_model(kind="regressor")
+    observe(monitor, model, training_rows(10), "r")
+    values = model.predict(training_rows(10)).values
+    assert values is not None
+    monitor.collect(1)
+    assert monitor.feedback("pump", "r:3", repr(float(values[3, 0])))
+    assert monitor.feedback("pump", "r:4", repr(float(values[4, 0]) + 50))
+    (told,) = monitor.collect(2)
+    assert isinstance(told, Labels)
+    assert (told.w, told.labelled, told.errors) == (0, 2, 1)
+    assert (sum(told.residuals), told.residuals[-2], told.residual_sums) == (2, 1, (127, 127**2))
+
+
+def test_counting_costs_a_small_multiple_of_its_bins_and_remembers_little(make_model: Models) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(1_000, 30)).astype(np.float32)
+    profile = reference_profile(rng.normal(size=(5_000, 30)).astype(np.float32), [f"f{i}" for i in range(30)])
+    tally, binner = Tally(profile), Binner(profile.features)
+    labels, tops = np.full(1_000, -1), np.full(1_000, np.nan, np.float32)
+
+    def cost(work: Callable[[], object]) -> float:
+        best = float("inf")
+        for _ in range(7):
+            begun = time.process_time()
+            for _ in range(20):
+                work()
+            best = min(best, (time.process_time() - begun) / 20)
+        return best * 1_000
+
+    bins = cost(lambda: binner.count(rows))
+    whole = cost(lambda: tally.count(rows, labels, tops))
+    print(f"1000 × 30: bins {bins:.2f} ms, all {whole:.2f} ms, {whole / bins:.1f} times")
+    assert whole < 8 * bins
+    assert tally.state_bytes <= 12_000
 
 
 def test_a_regressor_is_watched_by_its_inputs(make_model: Models) -> None:

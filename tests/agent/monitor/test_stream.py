@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from tests.agent.conftest import Floats, Kind, build, training_rows
 
 from lightship_agent.contract.bundle import read_bundle
-from lightship_agent.contract.messages import Window
+from lightship_agent.contract.messages import Fault, Together, Window
+from lightship_agent.contract.moments import Distance, Moments, Standardiser, moments_of, products_of
 from lightship_agent.contract.profile import Binner, WindowCounts, count_outputs, empty_counts
 from lightship_agent.monitor.stream import StreamMonitor
 from lightship_agent.runtime.model import LoadedModel, load_model
@@ -28,7 +31,7 @@ def answered(kind: Kind = "three-classes") -> tuple[Floats, np.ndarray, np.ndarr
     rows = training_rows(300, seed=3) * np.float32(1.5)
     found = model(kind).predict(rows)
     labels = np.full(300, -1) if found.labels is None else found.labels
-    tops = np.full(300, np.nan, np.float32) if found.scores is None else found.scores.max(axis=1)
+    tops = found.values[:, 0] if found.scores is None else found.scores.max(axis=1)
     return rows, labels, tops
 
 
@@ -42,14 +45,23 @@ def feed(stream: StreamMonitor, cuts: Iterable[int], kind: Kind = "three-classes
 
 
 def counts_of(window: Window) -> WindowCounts:
-    return WindowCounts(rows=window.rows, counts=window.counts, predictions=window.predictions, scores=window.scores)
+    return window.content()
+
+
+@functools.cache
+def aside_of(size: int) -> list[Together | Fault]:
+    stream = StreamMonitor(model(), size)
+    feed(stream, [])
+    return stream.take_aside()
 
 
 @given(cuts=st.lists(st.integers(0, 300), max_size=20), size=st.integers(1, 120))
 def test_splitting_the_pushes_never_changes_a_window(cuts: list[int], size: int) -> None:
     whole = feed(StreamMonitor(model(), size), [])
-    split = feed(StreamMonitor(model(), size), cuts)
+    stream = StreamMonitor(model(), size)
+    split = feed(stream, cuts)
     assert split == whole
+    assert stream.take_aside() == aside_of(size)
     assert [w.w for w in whole] == list(range(300 // size))
     assert all(w.rows == size for w in whole)
 
@@ -115,3 +127,62 @@ def test_the_announced_windows_are_the_ones_the_rows_land_in(cuts: list[int], si
     closed += stream.flush(2)
     assert [(w.w, w.rows) for w in closed] == [(w, announced.count(w)) for w in sorted(set(announced))]
     assert min(announced) == first
+
+
+# Moments, distances, products, values --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [7, 64, 300])
+def test_moments_products_and_distances_of_the_windows_are_those_of_all_rows(size: int) -> None:
+    reference = model().profile.moments
+    assert reference is not None
+    assert reference.distance is not None
+    stream = StreamMonitor(model(), size)
+    windows = feed(stream, [11, 12, 200]) + stream.flush(6, last=True)
+
+    steps = Standardiser(reference.scales).steps(answered()[0])
+    pairs, (sums, squares, lags) = moments_of(steps)
+    merged = sum((counts_of(w) for w in windows), empty_counts(model().profile))
+    together = [t for t in stream.take_aside() if isinstance(t, Together)]
+
+    assert merged.moments == Moments(
+        rows=300, pairs=pairs, sums=tuple(sums.tolist()), squares=tuple(squares.tolist()), lags=tuple(lags.tolist())
+    )
+    assert sum(merged.distances) == 300
+    distances = Distance(reference.inverse, 4).of(steps)
+    assert list(merged.distances) == Binner([reference.distance]).count(distances).tolist()
+    assert sum(t.products.rows for t in together) == 300
+    assert [sum(c) for c in zip(*(t.products.sums for t in together), strict=True)] == products_of(steps).tolist()
+
+
+def test_products_travel_with_every_eighth_window_and_say_which() -> None:
+    stream = StreamMonitor(model(), 10)
+    windows = feed(stream, [])
+    together = [t for t in stream.take_aside() if isinstance(t, Together)]
+    assert [(t.first, t.w, t.products.rows) for t in together] == [(0, 7, 80), (8, 15, 80), (16, 23, 80)]
+    assert len(windows) == 30
+    stream.flush(6, last=True)
+    (rest,) = stream.take_aside()
+    assert isinstance(rest, Together)
+    assert (rest.first, rest.w, rest.products.rows) == (24, 29, 60)
+
+
+def test_a_regressors_values_are_counted_in_the_cells_of_its_profile() -> None:
+    stream = StreamMonitor(model("regressor"), 100)
+    windows = feed(stream, [], "regressor")
+    values = answered("regressor")[2]
+    bins = model("regressor").profile.values
+    assert bins is not None
+    total = np.array([w.values for w in windows]).sum(axis=0)
+    assert total.tolist() == Binner([bins]).count(values[:, None]).tolist()
+    assert windows[0].predictions == windows[0].scores == ()
+
+
+def test_a_profile_of_an_older_release_counts_what_it_knows() -> None:
+    whole = model()
+    older = dataclasses.replace(whole, profile=msgspec.structs.replace(whole.profile, moments=None))
+    stream = StreamMonitor(older, 100)
+    windows = feed(stream, [])
+    assert [w.counts for w in windows] == [w.counts for w in feed(StreamMonitor(whole, 100), [])]
+    assert {(w.moments, w.distances, w.values) for w in windows} == {(None, (), ())}
+    assert stream.take_aside() == []

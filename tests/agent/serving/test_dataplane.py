@@ -31,7 +31,7 @@ class Watcher:
         assert len(prediction) == len(rows)
         self.seen.append((model.digest, len(rows), request_id))
 
-    def refuse(self, model: LoadedModel, rows: int) -> None:
+    def refuse(self, model: LoadedModel, rows: int, _data: object) -> None:
         self.refused.append((model.digest, rows))
 
 

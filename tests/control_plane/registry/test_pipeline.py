@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_diabetes, load_wine
 from sklearn.ensemble import RandomForestClassifier
 from sqlalchemy import select
 from tests.control_plane.things import ACTOR, make_champion
@@ -118,6 +118,33 @@ def test_the_bundle_holds_the_card_the_background_and_a_profile_of_all_rows(cell
     assert bundle.profile.rows == 178
     assert bundle.profile.labelled == sum(bundle.profile.predictions) < 178  # held-out rows only
     assert bundle.golden.inputs.rows > 0
+
+
+def test_the_profile_knows_how_features_move_together_and_what_scores_were_worth(cellar: Home) -> None:
+    profile = bundle_of(cellar, 1).profile
+    assert profile.moments is not None
+    assert profile.moments.distance is not None
+    assert profile.moments.moments.rows == sum(profile.moments.distance.counts) == 178
+    assert sum(profile.hits) == profile.labelled - profile.errors
+    assert all(hit <= seen for hit, seen in zip(profile.hits, profile.scores, strict=True))
+
+
+def test_the_profile_of_a_regressor_knows_its_values_and_how_far_they_were_off(cellar: Home) -> None:
+    loaded = load_diabetes()
+    sugar = from_arrays("sugar", loaded.data, [str(v) for v in loaded.target], loaded.feature_names, "progress")
+    assert sugar.task == "regression"
+    add_dataset(cellar, sugar, source="sugar.csv", parent=None, actor=ACTOR)
+    recipe = parse_recipe({"estimator": "ridge", "seed": 3})
+
+    train_version(cellar, dataset="sugar", recipe=recipe, model="sugar", actor=ACTOR)
+
+    with cellar.database.read() as session:
+        profile = read_bundle(cellar.artifacts.get(versions.get(session, "sugar", 1).digest)).profile
+    assert profile.values is not None
+    assert profile.residuals is not None
+    assert sum(profile.values.counts) == sum(profile.residuals.bins.counts) == profile.labelled
+    assert profile.errors == pytest.approx(0.1 * profile.labelled, abs=2)
+    assert (profile.labels, profile.predictions, profile.hits) == ((), (), ())
 
 
 def test_the_same_recipe_on_the_same_data_gives_the_same_bytes_in_every_member_but_the_card(cellar: Home) -> None:
