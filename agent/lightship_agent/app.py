@@ -7,6 +7,7 @@ agent; serving starts from what is on disk and needs no network; the threads are
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import secrets
@@ -108,7 +109,13 @@ class Agent:
             read=self._read_bundle,
             is_open=settings.model_control == "explicit",
         )
-        app = create_app(self._plane, status=self.status, metrics=self._metrics, repository=repository)
+        app = create_app(
+            self._plane,
+            status=self.status,
+            metrics=self._metrics,
+            repository=repository,
+            seconds=settings.http_request_seconds or math.inf,
+        )
         self._http = HttpServer(
             app,
             host=settings.http_host,

@@ -41,6 +41,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "Address the HTTP endpoint binds to. Any but loopback needs TLS, and tokens or client certificates.",
     ),
     Setting("http_port", "8500", "Port of the HTTP endpoint; 0 picks a free one."),
+    Setting(
+        "http_request_seconds",
+        "30",
+        "How long a prediction may take from the request's first byte, unless the client says another time; 0: any.",
+        "s",
+    ),
     Setting("http_certificate_file", "", "PEM certificate and chain of the HTTP endpoint; empty: no TLS."),
     Setting("http_key_file", "", "Its key, PEM, not encrypted."),
     Setting("http_client_ca_file", "", "PEM of the authority whose certificates clients must show; empty: none."),
@@ -137,6 +143,7 @@ class Settings:
     state_dir: Path
     http_host: str
     http_port: int
+    http_request_seconds: float
     http_certificate_file: str
     http_key_file: str
     http_client_ca_file: str

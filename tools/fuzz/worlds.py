@@ -41,9 +41,9 @@ from lightship_agent.contract.wire import encode, pack, sha256_hex
 from lightship_agent.link import client, enrol, identity
 from lightship_agent.link.identity import certificate_request, new_key
 from lightship_agent.runtime.model import load_model
+from lightship_agent.serving.connections import Reply, Request
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.http import create_app
-from lightship_agent.serving.http1 import Reply, Request
 from lightship_agent.serving.oip import decode_infer
 from lightship_agent.update.clock import date_of
 from lightship_agent.update.releases import Releases

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from lightship_agent.contract.codes import LightshipError, LinkError
 
 from .answers import FORGETTING, Answer, Ask, FrameWire, Got, HttpWire, Known, Wire, only_one, parse_address, pause
-from .sync import bearing, tls_to
+from .sync import bearing, timed, tls_to
 
 if TYPE_CHECKING:
     import ssl
@@ -147,7 +147,7 @@ class _Http:
 
         try:
             reply = await self._client.request(
-                ask.method, ask.path, content=ask.body, headers=list(ask.headers), timeout=max(0.001, seconds)
+                ask.method, ask.path, content=ask.body, headers=timed(ask, seconds), timeout=max(0.001, seconds)
             )
         except httpx.TimeoutException as e:
             raise LinkError("link.slow", f"The agent did not answer within {seconds:.3g} s.") from e

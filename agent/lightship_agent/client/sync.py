@@ -158,7 +158,7 @@ class _Http:
 
         try:
             reply = self._client.request(
-                ask.method, ask.path, content=ask.body, headers=list(ask.headers), timeout=max(0.001, seconds)
+                ask.method, ask.path, content=ask.body, headers=timed(ask, seconds), timeout=max(0.001, seconds)
             )
         except httpx.TimeoutException as e:
             raise LinkError("link.slow", f"The agent did not answer within {seconds:.3g} s.") from e
@@ -168,6 +168,11 @@ class _Http:
 
     def close(self) -> None:
         self._client.close()
+
+
+def timed(ask: Ask, seconds: float) -> list[tuple[str, str]]:
+    """The headers of a request that nobody waits for beyond that time."""
+    return [*ask.headers, ("request-timeout", f"{max(0.001, seconds):.3f}")]
 
 
 def bearing(token: str) -> dict[str, str]:

@@ -160,6 +160,7 @@ CODES: Final[dict[str, str]] = {
     "serving.token": "A token of this agent is required, or the one shown is unknown.",
     "serving.origin": "The request names a host that is not this device, or comes from a page in a browser.",
     "serving.handshake": "A TLS handshake failed, or did not end in time.",
+    "serving.deadline": "The request could not be answered in the time it was given.",
     "serving.slow": "The request did not arrive in time.",
     "serving.method": "The method is not supported on this path.",
     "serving.not-found": "No such path.",

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from .http1 import Reply
+from .connections import Reply
 
 LEAST: Final = 1_024  # bytes
 _LEVEL: Final = 1

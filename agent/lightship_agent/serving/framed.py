@@ -16,9 +16,9 @@ from typing import Any, Final, cast
 
 from lightship_agent.contract.codes import ServingError
 
+from .connections import Reply, Server
 from .frames import LENGTH, FrameFace
 from .hot import MAX_TOGETHER
-from .http1 import Reply, Server
 
 #: What arrives is read into it and taken out in the same turn, so that all connections share it. Without it
 #: asyncio makes room for 256 KiB at every read, which costs more than all the rest where that is given back at once.
@@ -27,7 +27,7 @@ _VIEW: Final = memoryview(_SCRATCH)
 
 
 class FrameConnection(asyncio.BufferedProtocol):
-    """One client; a `Client` of `http1.Server`."""
+    """One client; a `Client` of `connections.Server`."""
 
     def __init__(self, server: Server[FrameFace]) -> None:
         self._server = server

@@ -21,11 +21,11 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import isfinite
 from typing import Any, Final, Literal
 
@@ -36,13 +36,14 @@ import numpy.typing as npt
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.runtime.model import LoadedModel
 
+from .connections import Limits, Reply
 from .dataplane import HOT_ROW_MS, DataPlane
 from .hot import LARGEST, Body, HotModel, HotRow
 from .hot import MAX_BODY as HOT_BODY
-from .http1 import Limits, Reply
 from .records import request_of
 from .slot import Slot
 from .tensors import MAX_ID, InferRequest, InferResponse, Tensor
+from .workers import in_thread
 
 #: As for HTTP, but for time: a program on the device may stay connected without a word for as long as it runs.
 LIMITS: Final = Limits(idle_seconds=math.inf)
@@ -156,8 +157,7 @@ class FrameFace:
         return self._in_thread(self._predict if asked.do == "predict" else self._feedback, asked)
 
     async def _in_thread(self, answer: Callable[[_Request], bytes], asked: _Request) -> Reply:
-        with self._plane.admission:
-            return Reply(await asyncio.get_running_loop().run_in_executor(None, answer, asked))
+        return Reply(await in_thread(self._plane.admission, math.inf, partial(answer, asked)))
 
     def _find(self, asked: _Request) -> Slot:
         try:

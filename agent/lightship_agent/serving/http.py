@@ -11,11 +11,13 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import re
 import urllib.parse
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,15 +29,16 @@ from lightship_agent.contract.codes import ServingError
 from lightship_agent.runtime.model import LoadedModel
 
 from .compression import compressed
+from .connections import Reply, Request
 from .dataplane import HOT_ROW_MS, DataPlane
 from .hot import MAX_BODY as HOT_BODY
 from .hot import HotModel, HotRow
-from .http1 import Reply, Request
 from .keys import check_keys
 from .metrics import CONTENT_TYPE as METRICS_TYPE
 from .oip import MAX_BODY, decode_infer, encode_error, encode_infer, model_metadata, server_metadata
 from .records import answers, decode_records
 from .repository import Repository
+from .workers import HEADER, check_in_time, in_thread, is_in_time, time_allowed
 
 T = TypeVar("T")
 
@@ -55,6 +58,7 @@ STATUS: Final[dict[str, int]] = {
     "serving.slow": 408,
     "serving.too-large": 413,
     "serving.runtime": 500,
+    "serving.deadline": 504,
     "serving.no-model": 503,
     "serving.overloaded": 503,
     "serving.memory": 507,
@@ -76,6 +80,9 @@ class Call:
     body: bytes
     model: str = ""
     version: str | None = None
+    begun: float = 0.0  # monotonic seconds
+    ends: float = math.inf  # the same: not answered with a prediction beyond it
+    coding: bytes = b"identity"  # of the body
 
 
 class _Label(msgspec.Struct):
@@ -98,6 +105,7 @@ class HttpApp:
     status: Callable[[], dict[str, Any]]
     metrics: Callable[[], str]
     repository: Repository
+    seconds: float = math.inf  # for a prediction, unless the client says another time
     _routes: tuple[tuple[re.Pattern[str], str, Handler], ...] = field(init=False, repr=False)
     _light: ThreadPoolExecutor = field(init=False, repr=False)
 
@@ -138,6 +146,7 @@ class HttpApp:
             or len(request.body) > HOT_BODY
             or b"content-encoding" in headers
             or b"inference-header-content-length" in headers
+            or (HEADER in headers and not is_in_time(headers[HEADER], request.begun))
         ):
             return None
         row = model.parse(request.body)
@@ -196,16 +205,43 @@ class HttpApp:
                 message = f"Expected {allowed} on this path, found {method[:20]}."
                 reply = _error(ServingError("serving.method", message))
                 return Reply(reply.body, reply.status, headers=((b"allow", allowed.encode()),))
-            body = self._plain_body(request)
-            return handler(Call(request.headers, body, **found.groupdict()))
+            return handler(self._call(request, found, heavy=handler in (self._infer, self._predict)))
         self.plane.count_error("serving.not-found")
         raise ServingError("serving.not-found", f"No such path: {path[:120]!r}.")
 
-    def _plain_body(self, request: Request) -> bytes:
+    def _call(self, request: Request, found: re.Match[str], *, heavy: bool) -> Call:
+        """What was asked. A body that may be heavy is inflated in a thread, where few are at once."""
         try:
-            return _decoded(request.body, request.headers.get(b"content-encoding", b"identity"))
+            coding = request.headers.get(b"content-encoding", b"identity")
+            if not heavy:
+                named = found.groupdict()
+                body = _decoded(request.body, coding)
+                return Call(request.headers, body, named.get("model", ""), named.get("version"))
+            model, version = found["model"], found["version"]
+            ends = request.begun + time_allowed(request.headers, self.seconds)
+            return Call(request.headers, request.body, model, version, request.begun, ends, coding)
         except ServingError as e:
             self.plane.count_error(e.code)
+            raise
+
+    def _predicting(self, call: Call, work: Callable[[], Reply]) -> Reply | Awaitable[Reply]:
+        if call.coding == b"identity" and len(call.body) <= _INLINE_BODY and self._is_fast(call):
+            with self.plane.admission, self._counting():
+                check_in_time(call.ends)
+                return work()
+        return self._predicting_in_thread(call, work)
+
+    async def _predicting_in_thread(self, call: Call, work: Callable[[], Reply]) -> Reply:
+        with self._counting():
+            return await in_thread(self.plane.admission, call.ends, work)
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        try:
+            yield
+        except ServingError as e:
+            if e.code == "serving.deadline":
+                self.plane.count_error(e.code)
             raise
 
     def _infer(self, call: Call) -> Reply | Awaitable[Reply]:
@@ -214,22 +250,20 @@ class HttpApp:
         except ServingError as e:
             self.plane.count_error(e.code)
             raise
-        if len(call.body) <= _INLINE_BODY and self._is_fast(call):
-            with self.plane.admission:
-                return self._answer(call, call.body, header_length)
-        return self._infer_in_thread(call, header_length)
+        return self._predicting(call, partial(self._answer, call, header_length))
 
-    async def _infer_in_thread(self, call: Call, header_length: int | None) -> Reply:
-        with self.plane.admission:
-            return await asyncio.get_running_loop().run_in_executor(None, self._answer, call, call.body, header_length)
-
-    def _answer(self, call: Call, body: bytes, header_length: int | None) -> Reply:
+    def _answer(self, call: Call, header_length: int | None) -> Reply:
         try:
+            body = _decoded(call.body, call.coding)
             request, encoding = decode_infer(body, header_length=header_length, model=call.model, version=call.version)
         except ServingError as e:
             self.plane.count_error(e.code)
             raise
-        text, length = encode_infer(self.plane.answer(request), encoding)
+        ends = min(call.ends, call.begun + request.timeout)
+        check_in_time(ends)
+        response = self.plane.answer(request)
+        check_in_time(ends)
+        text, length = encode_infer(response, encoding)
         if length is None:
             return compressed(Reply(text), call.headers)
         headers = ((b"inference-header-content-length", b"%d" % length),)
@@ -237,14 +271,7 @@ class HttpApp:
         return compressed(reply, call.headers)
 
     def _predict(self, call: Call) -> Reply | Awaitable[Reply]:
-        if len(call.body) <= _INLINE_BODY and self._is_fast(call):
-            with self.plane.admission:
-                return self._answer_records(call)
-        return self._predict_in_thread(call)
-
-    async def _predict_in_thread(self, call: Call) -> Reply:
-        with self.plane.admission:
-            return await asyncio.get_running_loop().run_in_executor(None, self._answer_records, call)
+        return self._predicting(call, partial(self._answer_records, call))
 
     def _answer_records(self, call: Call) -> Reply:
         content_type = call.headers.get(b"content-type", b"").decode("latin-1")
@@ -252,7 +279,7 @@ class HttpApp:
         try:
             key = call.headers.get(b"lightship-key", b"").decode("utf-8", "replace")
             found = self.plane.find(call.model, call.version, key)
-            asked = decode_records(call.body, content_type, found.model, request_id)
+            asked = decode_records(_decoded(call.body, call.coding), content_type, found.model, request_id)
         except ServingError as e:
             self.plane.count_error(e.code)
             raise
@@ -370,6 +397,7 @@ def create_app(
     status: Callable[[], dict[str, Any]],
     metrics: Callable[[], str],
     repository: Repository | None = None,
+    seconds: float = math.inf,
 ) -> HttpApp:
     """The HTTP face of `plane`.
 
@@ -378,8 +406,9 @@ def create_app(
         status: the agent's degraded modes, as plain data for JSON.
         metrics: the Prometheus text.
         repository: what lists, loads and unloads models; None: of what serves.
+        seconds: how long a prediction may take, unless the client says another time.
     """
-    return HttpApp(plane, status, metrics, repository or Repository.of(plane))
+    return HttpApp(plane, status, metrics, repository or Repository.of(plane), seconds)
 
 
 def _path(url: bytes) -> str:

@@ -4,7 +4,6 @@ Rules:
 * one answer at a time and in order: what a client pipelines waits for what it asked before;
 * everything is bounded: the head in bytes and fields, a body in bytes, all bodies together, what waits on a connection,
   connections, and the time that each of head, body, answer and silence may take;
-* no timer per request: one sweep a second, and only while somebody is connected;
 * what is not HTTP gets the protocol's error and a closed connection, after what was read was thrown away for a moment,
   so that the client can still read the answer;
 * an answer is one write; several that are ready together are one write too.
@@ -15,16 +14,16 @@ Sources: RFC 9110, RFC 9112; llhttp through httptools.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
 from lightship_agent.contract.codes import ServingError
+
+from .connections import Face, Reply, Request, Server
 
 if TYPE_CHECKING:
     from .access import Door
@@ -44,183 +43,8 @@ _ONCE: Final = frozenset(
 )
 #: What a request that waits takes beside its head and body, in bytes.
 _OVERHEAD: Final = 1024
+_LONG: Final = 1.0  # s
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one client, and all of them, may take."""
-
-    head_bytes: int = 32 * 1024
-    fields: int = 100
-    body_bytes: int = 16 * 1024 * 1024
-    buffered_bytes: int = 64 * 1024 * 1024  # of all bodies that are arriving, and all requests that wait their turn
-    pipelined: int = 64  # requests that wait on one connection
-    waiting_bytes: int = 1024 * 1024  # of them; beyond either, nothing more is read from it
-    connections: int = 512
-    secured: int = 128  # of them over TLS, each of which takes 256 KiB before it says a word
-    head_seconds: float = 10.0
-    body_seconds: float = 30.0
-    idle_seconds: float = 75.0
-    write_seconds: float = 30.0  # for a client to take what it was answered
-    linger_seconds: float = 2.0  # of throwing away, after a refusal
-
-
-class Reply:
-    """An answer before it is sent."""
-
-    __slots__ = ("body", "content_type", "headers", "status")
-
-    def __init__(
-        self,
-        body: bytes,
-        status: int = 200,
-        content_type: bytes = b"application/json",
-        headers: tuple[tuple[bytes, bytes], ...] = (),
-    ) -> None:
-        self.body, self.status, self.content_type, self.headers = body, status, content_type, headers
-
-
-class Request:
-    """A whole request. Header names are in lower case; of a field that came twice the last counts."""
-
-    __slots__ = ("body", "headers", "keep_alive", "method", "url")
-
-    def __init__(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes, keep_alive: bool) -> None:
-        self.method, self.url, self.headers, self.body, self.keep_alive = method, url, headers, body, keep_alive
-
-
-class Answers(Protocol):
-    """What a `Server` asks of any face; called in the loop's thread, and never for long."""
-
-    def answer_hot(self, model: Any, asked: list[Any]) -> list[bytes]:
-        """The bodies of the answers to what was asked of one model."""
-
-    def refuse(self, error: ServingError) -> Reply:
-        """The answer to what is no request, or too much; counted."""
-
-
-class Face(Answers, Protocol):
-    """What answers HTTP requests."""
-
-    def hot(self, request: Request) -> tuple[Any, Any] | None:
-        """What `answer_hot` takes, if the request can be answered at once."""
-
-    def respond(self, request: Request) -> Reply | Awaitable[Reply]:
-        """The answer to any request, now or later; raises nothing."""
-
-
-class Client(Protocol):
-    """A connection, as the `Server` sees it, whatever it speaks."""
-
-    def finish(self, reply: Reply) -> None:
-        """The answer to what was asked."""
-
-    def finish_hot(self, body: bytes) -> None:
-        """The same, of a body that the hot path made."""
-
-    def drain(self) -> None:
-        """Close if nothing is being answered; otherwise right after it."""
-
-    def abort(self) -> None:
-        """Close at once."""
-
-    def look_at_clock(self, now: float) -> None:
-        """Close what takes too long."""
-
-
-F = TypeVar("F", bound=Answers)
-
-
-class Server(Generic[F]):
-    """What connections share: the face, the limits, what waits to be answered together, and the sweep."""
-
-    def __init__(self, face: F, limits: Limits | None = None) -> None:
-        """Nobody is connected yet."""
-        self.face = face
-        self.limits = limits or Limits()
-        self.connections: set[Client] = set()
-        self.admitted = 0  # clients that are served, and not told that there is no room
-        self.buffered = 0  # bytes of bodies that are arriving, and of requests that wait their turn
-        self.secured = 0  # clients over TLS
-        self.draining = False
-        self._empty: asyncio.Event | None = None
-        self._waiting: list[tuple[Client, Any, Any]] = []
-        self._sweep: asyncio.TimerHandle | None = None
-
-    def protocol(self: Server[Face], door: Door | None = None) -> Connection:
-        """For `loop.create_server`, where HTTP is spoken; each request passes the door, if there is one."""
-        return Connection(self, door)
-
-    def tls_room(self) -> int:
-        """How many more clients there is room for over TLS."""
-        return self.limits.secured - self.secured
-
-    def handshake_failed(self) -> None:
-        """Somebody did not speak TLS as we do, or not in time; counted, and told by TLS itself."""
-        self.face.refuse(ServingError("serving.handshake", "The TLS handshake came to nothing."))
-
-    def opened(self, connection: Client) -> None:
-        """A client is there."""
-        self.connections.add(connection)
-        if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(1.0, self._look_round)
-
-    def closed(self, connection: Client) -> None:
-        """A client is gone."""
-        self.connections.discard(connection)
-        if self._empty is not None and not self.connections:
-            self._empty.set()
-
-    def together(self, connection: Client, model: Any, asked: Any) -> None:
-        """Answer with whatever else comes in this turn of the loop."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._answer_waiting)
-        self._waiting.append((connection, model, asked))
-
-    async def drain(self, seconds: float) -> None:
-        """Close who asks nothing, let the others have their answer for so long, then close them too."""
-        self.draining = True
-        self._empty = asyncio.Event()
-        for connection in list(self.connections):
-            connection.drain()
-        if self.connections:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), seconds)
-        self.abort()
-        await turns(5)  # a transport is closed a turn or two of the loop later
-
-    def abort(self) -> None:
-        """Close everybody."""
-        for connection in list(self.connections):
-            connection.abort()
-        if self._sweep is not None:
-            self._sweep.cancel()
-
-    def _answer_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        groups: dict[int, list[tuple[Client, Any, Any]]] = {}
-        for one in waiting:
-            groups.setdefault(id(one[1]), []).append(one)
-        for group in groups.values():
-            try:
-                bodies = self.face.answer_hot(group[0][1], [asked for _, _, asked in group])
-            except Exception as e:  # noqa: BLE001 - whoever is not answered here would wait for ever
-                error = e if isinstance(e, ServingError) else _unforeseen(e)
-                for connection, _, _ in group:
-                    connection.finish(self.face.refuse(error))
-                continue
-            for (connection, _, _), body in zip(group, bodies, strict=True):
-                connection.finish_hot(body)
-
-    def _look_round(self) -> None:
-        self._sweep = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        for connection in list(self.connections):
-            connection.look_at_clock(now)
-        if self.connections:
-            self._sweep = loop.call_later(1.0, self._look_round)
 
 
 class Connection(asyncio.Protocol):
@@ -251,6 +75,8 @@ class Connection(asyncio.Protocol):
         self._since = self._loop.time()  # when what we wait for now began
         self._progress = (0, self._since)  # bytes waiting to be written, and since when they are so many
         self._size = 0  # bytes of the body so far
+        self._held = 0  # bytes of the body of what is being answered
+        self._begun = self._since  # when the request that arrives began
         self._reading = False  # a request has begun and is not whole
         self._begin_message()
 
@@ -287,6 +113,7 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self._closing = True
         self._forget_queue()
+        self._let_go_of_body()
         if self._task is not None:
             self._task.cancel()
 
@@ -351,7 +178,7 @@ class Connection(asyncio.Protocol):
         self._messages += 1
         self._unfinished_head = 0
         self._reading = True
-        self._since = self._loop.time()
+        self._since = self._begun = self._loop.time()
 
     def on_url(self, url: bytes) -> None:
         """A part of the path."""
@@ -408,7 +235,7 @@ class Connection(asyncio.Protocol):
         keep_alive = self._parser.should_keep_alive()
         if b"connection" in self._headers and self._parser.get_http_version() != "1.1":
             keep_alive = False  # HTTP/1.0 would want to be told that it may stay
-        request = Request(self._parser.get_method(), self._url, self._headers, body, keep_alive)
+        request = Request(self._parser.get_method(), self._url, self._headers, body, keep_alive, self._begun)
         if self._busy or self._queue:
             self._queue_up(request, size + self._head + _OVERHEAD)
         else:
@@ -443,7 +270,9 @@ class Connection(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         self._keep_alive = self._keep_alive and request.keep_alive
         face = self._server.face
-        hot = face.hot(request)
+        # Whoever waited for long is looked at closely: its time may be over.
+        waited = self._loop.time() - request.begun > _LONG
+        hot = None if waited else face.hot(request)
         if hot is not None:
             if len(self._server.connections) > 1:
                 self._busy = True
@@ -459,12 +288,19 @@ class Connection(asyncio.Protocol):
             self._sent(_bytes(outcome, self._keep_alive))
             return
         self._busy = True
+        self._held = len(request.body)
+        self._server.buffered += self._held
         self._task = self._loop.create_task(self._later(outcome))
 
     async def _later(self, outcome: Awaitable[Reply]) -> None:
         reply = await outcome
         self._task = None
+        self._let_go_of_body()
         self.finish(reply)
+
+    def _let_go_of_body(self) -> None:
+        self._server.buffered -= self._held
+        self._held = 0
 
     def finish(self, reply: Reply) -> None:
         """The answer to what was asked."""
@@ -598,17 +434,6 @@ class Connection(asyncio.Protocol):
         elif waits > limits.idle_seconds:
             self._closing = True
             self._transport.close()
-
-
-async def turns(count: int) -> None:
-    """Let the loop run what it has, so many times."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-def _unforeseen(e: Exception) -> ServingError:
-    _LOG.error("Requests failed in a way nobody foresaw.", exc_info=e)
-    return ServingError("serving.runtime", "The agent failed to answer; its log says more.")
 
 
 def _bytes(reply: Reply, keep_alive: bool) -> bytes:

@@ -32,9 +32,9 @@ from lightship_agent.contract.topics import FRAME_TYPE
 from lightship_agent.runtime.model import LoadedModel
 
 from .bindings import Bindings, Requests, Sensor, matches, parse_bindings, read_message, record_of
+from .connections import Reply
 from .dataplane import DataPlane
 from .frames import LENGTH, FrameFace
-from .http1 import Reply
 from .records import answers, request_of
 
 _MAX_MESSAGE: Final = 256 * 1024  # bytes

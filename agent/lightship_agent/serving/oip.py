@@ -161,6 +161,7 @@ def decode_infer(
         id=parsed.id or "",
         outputs=tuple(out.name for out in parsed.outputs or ()),
         key=_key((parsed.parameters or {}).get("key", "")),
+        timeout=_timeout(parsed.parameters or {}),
     )
     return request, _encoding(parsed)
 
@@ -169,6 +170,14 @@ def _key(told: Any) -> str:
     if isinstance(told, bool) or not isinstance(told, str | int):
         raise ServingError("serving.malformed", "Expected the parameter key to be a string or a whole number.")
     return str(told)
+
+
+def _timeout(parameters: Mapping[str, Any]) -> float:
+    """Seconds, of the microseconds in `timeout`; 0 and nothing are no bound, as Triton has it."""
+    said = parameters.get("timeout", 0)
+    if not isinstance(said, int) or isinstance(said, bool) or said < 0:
+        raise ServingError("serving.malformed", "timeout: expected microseconds, 0 for no bound.")
+    return min(said, 1 << 60) / 1e6 if said else math.inf
 
 
 def encode_infer(response: InferResponse, encoding: Encoding = _JSON_ONLY) -> tuple[bytes, int | None]:

@@ -24,10 +24,11 @@ from typing import Any, Final
 from lightship_agent.contract.codes import SettingsError
 
 from .access import Access, Door, Watched
+from .connections import Face, Limits, Server, turns
 from .framed import FrameConnection
 from .frames import LIMITS as FRAME_LIMITS
 from .frames import FrameFace
-from .http1 import Face, Limits, Server, turns
+from .http1 import Connection
 from .tls import TlsListener
 
 _START_SECONDS: Final = 30.0
@@ -179,8 +180,8 @@ class HttpServer:
     async def _listen(self, server: Server[Face], bound: socket.socket) -> asyncio.Server | TlsListener:
         loop = asyncio.get_running_loop()
         if bound.family == socket.AF_UNIX:
-            return await loop.create_unix_server(server.protocol, sock=bound, backlog=_BACKLOG)
-        protocol = functools.partial(server.protocol, self._door)
+            return await loop.create_unix_server(lambda: Connection(server), sock=bound, backlog=_BACKLOG)
+        protocol = functools.partial(Connection, server, self._door)
         if self._tls is None:
             return await loop.create_server(protocol, sock=bound, backlog=_BACKLOG)
         return TlsListener(bound, self._tls, protocol, room=server.tls_room, failed=server.handshake_failed)

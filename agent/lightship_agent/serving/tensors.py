@@ -5,6 +5,7 @@ Rules: what is not exactly what the schema asks for is refused, never guessed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ class InferRequest(msgspec.Struct, frozen=True, eq=False):
     id: str = ""
     outputs: tuple[str, ...] = ()
     key: str = ""
+    timeout: float = math.inf  # s
 
 
 class InferResponse(msgspec.Struct, frozen=True, eq=False):

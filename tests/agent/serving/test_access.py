@@ -22,9 +22,9 @@ from lightship_agent.contract.codes import LightshipError, SettingsError
 from lightship_agent.runtime.model import LoadedModel
 from lightship_agent.serving import tls
 from lightship_agent.serving.access import Access, Door, Tls, Watched, access_of, add_token, read_tokens
+from lightship_agent.serving.connections import Limits
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.http import create_app
-from lightship_agent.serving.http1 import Limits
 from lightship_agent.serving.server import HttpServer
 
 Models = Callable[..., LoadedModel]

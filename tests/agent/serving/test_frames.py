@@ -25,10 +25,10 @@ from lightship_agent.contract.codes import CODES, SettingsError
 from lightship_agent.monitor.monitor import Monitor
 from lightship_agent.runtime.model import LoadedModel, load_model
 from lightship_agent.serving import server as serving
+from lightship_agent.serving.connections import Limits, Reply
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.frames import FrameFace
 from lightship_agent.serving.http import create_app
-from lightship_agent.serving.http1 import Limits, Reply
 from lightship_agent.serving.server import HttpServer
 
 Models = Callable[..., LoadedModel]

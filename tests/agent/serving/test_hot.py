@@ -19,10 +19,10 @@ from tests.agent.conftest import training_rows
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.monitor.monitor import Monitor
 from lightship_agent.runtime.model import LoadedModel
+from lightship_agent.serving.connections import Reply, Request
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.hot import HotModel
 from lightship_agent.serving.http import create_app
-from lightship_agent.serving.http1 import Reply, Request
 from lightship_agent.serving.server import HttpServer
 
 Models = Callable[..., LoadedModel]

@@ -21,9 +21,9 @@ from tests.agent.runtime.graphs import regressor_bundle, wading
 from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.manifest import Requires
 from lightship_agent.runtime.model import LoadedModel, load_model
+from lightship_agent.serving.connections import Limits
 from lightship_agent.serving.dataplane import HOT_ROW_MS, DataPlane
 from lightship_agent.serving.http import create_app
-from lightship_agent.serving.http1 import Limits
 from lightship_agent.serving.oip import MAX_BODY
 from lightship_agent.serving.server import HttpServer
 
@@ -306,10 +306,10 @@ GARBAGE = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "http/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a bad field": b"GET / HTTP/1.1\r\nhost agent\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
-    "a length and chunks": b"POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a negative length": b"POST / HTTP/1.1\r\ncontent-length: -3\r\n\r\n",
-    "a bad chunk": b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
+    "a length and chunks": b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n",
+    "a negative length": b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -3\r\n\r\n",
+    "a bad chunk": b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
     "a space before the colon": b"GET / HTTP/1.1\r\nhost : agent\r\n\r\n",
 }
 
@@ -349,7 +349,7 @@ def test_what_was_asked_before_the_garbage_is_answered_first(site: Site) -> None
     "head",
     [
         b"GET /v2 HTTP/1.1\r\n" + b"x-many: 1\r\n" * 102,
-        b"GET /v2 HTTP/1.1\r\nx-long: " + b"a" * 40_000,
+        b"GET /v2 HTTP/1.1\r\nhost: localhost\r\nx-long: " + b"a" * 40_000,
         b"GET /" + b"a" * 40_000,
         b"GET /v2 HTTP/1.1\r\n" + b"a" * 40_000,
     ],
@@ -364,7 +364,9 @@ def test_a_head_that_is_too_large_is_refused_before_it_ends(site: Site, head: by
 
 
 def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(site: Site) -> None:
-    client = site.client().send(f"POST {INFER} HTTP/1.1\r\ncontent-length: {MAX_BODY + 1}\r\n\r\n".encode())
+    client = site.client().send(
+        f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {MAX_BODY + 1}\r\n\r\n".encode()
+    )
 
     assert client.code() == (413, "serving.too-large")
     assert client.closed()
@@ -372,7 +374,9 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(site: Sit
 
 def test_a_chunked_body_without_an_end_is_refused_at_its_bound(make_model: Models) -> None:
     with site_of(make_model(), Limits(body_bytes=100_000)) as site:
-        client = site.client().send(f"POST {INFER} HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        client = site.client().send(
+            f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+        )
         with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012 - it may take a while to be noticed
             for _ in range(200):
                 client.send(b"fff0\r\n" + bytes(0xFFF0) + b"\r\n")
@@ -385,10 +389,14 @@ def test_all_bodies_together_are_bounded(make_model: Models) -> None:
     with site_of(make_model(), Limits(buffered_bytes=100_000)) as site:
         waiting = [site.client() for _ in range(3)]
         for client in waiting[:2]:
-            client.send(f"POST {INFER} HTTP/1.1\r\ncontent-length: 50000\r\n\r\n".encode() + bytes(45_000))
+            client.send(
+                f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50000\r\n\r\n".encode() + bytes(45_000)
+            )
         time.sleep(0.2)
 
-        waiting[2].send(f"POST {INFER} HTTP/1.1\r\ncontent-length: 50000\r\n\r\n".encode() + bytes(45_000))
+        waiting[2].send(
+            f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50000\r\n\r\n".encode() + bytes(45_000)
+        )
 
         assert waiting[2].code() == (503, "serving.overloaded")
         # The two that were there before are not hurt, and what the third brought is forgotten.
@@ -443,7 +451,7 @@ def test_a_head_that_drips_is_given_up(quick: Site) -> None:
 
 
 def test_a_body_that_does_not_come_is_given_up(quick: Site) -> None:
-    client = quick.client().send(f"POST {INFER} HTTP/1.1\r\ncontent-length: 100\r\n\r\n{{".encode())
+    client = quick.client().send(f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{{".encode())
 
     assert client.code() == (408, "serving.slow")
     assert client.closed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import Callable
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.runtime.model import LoadedModel
 from lightship_agent.serving.bindings import read_message
+from lightship_agent.serving.connections import Reply, Request
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.http import HttpApp, create_app
-from lightship_agent.serving.http1 import Reply, Request
 from lightship_agent.serving.keys import check_keys, check_value_keys
 
 Models = Callable[..., LoadedModel]
@@ -44,8 +45,12 @@ def app(plane: DataPlane) -> HttpApp:
 
 def ask(app: HttpApp, body: bytes, path: str = "/v2/models/pump/infer", **headers: bytes) -> tuple[int, Any]:
     named = {k.replace("_", "-").encode(): v for k, v in headers.items()}
-    reply = app.respond(Request(b"POST", path.encode(), named, body, True))
-    assert isinstance(reply, Reply)
+    outcome = app.respond(Request(b"POST", path.encode(), named, body, True))
+
+    async def answered() -> Reply:
+        return outcome if isinstance(outcome, Reply) else await outcome
+
+    reply = asyncio.run(answered())
     return reply.status, json.loads(reply.body)
 
 

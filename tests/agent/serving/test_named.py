@@ -15,9 +15,9 @@ from lightship_agent.contract.bundle import (
     read_bundle,
 )
 from lightship_agent.runtime.model import LoadedModel, load_model
+from lightship_agent.serving.connections import Reply, Request
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.http import HttpApp, create_app
-from lightship_agent.serving.http1 import Reply, Request
 from lightship_agent.serving.oip import DTYPES, model_metadata
 
 ROWS = np.array([[0.5, 1, 2.0, 0], [-1.5, 2, 0.25, 1]], dtype=np.float32)

@@ -19,9 +19,9 @@ from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.schema import Feature, FeatureSchema
 from lightship_agent.runtime.model import LoadedModel, load_model
+from lightship_agent.serving.connections import Reply, Request
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.http import HttpApp, create_app
-from lightship_agent.serving.http1 import Reply, Request
 from lightship_agent.serving.records import UNITS, decode_records, request_of
 
 Models = Callable[..., LoadedModel]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from lightship_agent.contract.codes import ServingError
+from lightship_agent.serving.connections import Limits, Reply, Server
 from lightship_agent.serving.framed import FrameConnection
-from lightship_agent.serving.http1 import Connection, Limits, Reply, Server
+from lightship_agent.serving.http1 import Connection
 
 
 class Wire:
@@ -34,7 +35,13 @@ class Wire:
         return self.closed
 
     def can_write_eof(self) -> bool:
-        return False
+        return True
+
+    def write_eof(self) -> None:
+        pass
+
+    def get_extra_info(self, _name: str) -> None:
+        return None
 
     def close(self) -> None:
         self.closed = True
@@ -90,12 +97,14 @@ class Line:
 
 class HttpLine(Line):
     def open(self) -> Connection:
-        connection = self.server.protocol()
+        connection = Connection(self.server)
         connection.connection_made(self.wire)  # type: ignore[arg-type]
         return connection
 
     def say(self, body: bytes, times: int = 1) -> None:
-        self.connection.data_received((b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) * times)
+        self.connection.data_received(
+            (b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) * times
+        )
 
 
 class FrameLine(Line):
