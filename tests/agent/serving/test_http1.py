@@ -306,10 +306,10 @@ GARBAGE = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "http/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a bad field": b"GET / HTTP/1.1\r\nhost agent\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
-    "a length and chunks": b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n",
-    "a negative length": b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -3\r\n\r\n",
-    "a bad chunk": b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
+    "both": b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n",
+    "a negative length": b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -3\r\n\r\n",
+    "a bad chunk": b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
     "a space before the colon": b"GET / HTTP/1.1\r\nhost : agent\r\n\r\n",
 }
 
