@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lightship.home import Home
-from lightship.monitoring.drift import DriftSettings
+from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.policy import PolicySettings
 from lightship.monitoring.retrain import RetrainRunner
 from lightship.monitoring.watch import Watch, watch_model

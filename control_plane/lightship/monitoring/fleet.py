@@ -16,8 +16,9 @@ from typing import Literal
 
 import msgspec
 
-from .drift import DriftSettings, Verdict
+from .drift_settings import DriftSettings
 from .tails import binom_sf
+from .verdict import Verdict
 
 FleetKind = Literal["none", "local", "fleet"]
 

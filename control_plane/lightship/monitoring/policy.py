@@ -19,8 +19,8 @@ import msgspec
 
 from lightship_agent.contract.codes import SettingsError
 
-from .drift import Alarm, Verdict
 from .fleet import FleetVerdict
+from .verdict import Alarm, Verdict
 
 #: A device that drifted longer than this before the fleet did was sick on its own.
 FOLLOW_WINDOWS: Final = 3

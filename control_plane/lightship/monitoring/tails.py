@@ -6,7 +6,8 @@ Rules of this room:
 * sums have only positive terms, so a small tail loses no digits; what underflows is 0.
 
 Sources: Johnson, Kotz, Balakrishnan, Continuous Univariate Distributions vol. 2, ch. 29 (the noncentral χ² as a
-Poisson mixture); Abramowitz & Stegun 26.4.4–5 (χ² tails as finite sums) and 6.1.40 (Stirling's series).
+Poisson mixture); Abramowitz & Stegun 26.4.4–5 (χ² tails as finite sums), 26.5.8 (the incomplete beta function) and
+6.1.40 (Stirling's series).
 """
 
 from __future__ import annotations
@@ -91,6 +92,36 @@ def ncx2_isf(alpha: npt.ArrayLike, df: npt.ArrayLike, nc: npt.ArrayLike) -> Floa
         above = ncx2_sf(middle, freedom, noncentral) > level
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return np.asarray((low + high) / 2)
+
+
+def f_sf(x: npt.ArrayLike, d1: npt.ArrayLike, d2: npt.ArrayLike) -> Floats:
+    """P(F_{d1,d2} > x), elementwise, for degrees of freedom > 0, whole or not.
+
+    It is the incomplete beta function I_z(d2/2, d1/2) at z = d2/(d2 + d1·x), by its continued fraction.
+
+    Raises:
+        ValueError: for degrees of freedom that are not positive, or a NaN.
+    """
+    arrays = (np.asarray(v, dtype=np.float64) for v in (x, d1, d2))
+    values, first, second = np.broadcast_arrays(*arrays)
+    if np.isnan(values).any() or not ((first > 0) & (second > 0)).all():
+        raise ValueError("expected numbers, and degrees of freedom > 0")
+    values = np.maximum(values, 0.0)
+    with np.errstate(over="ignore"):
+        z = second / (second + first * values)
+    return np.asarray(beta_inc(second / 2, first / 2, z))
+
+
+def beta_inc(a: Floats, b: Floats, z: Floats) -> Floats:
+    """The regularised incomplete beta function I_z(a, b), elementwise, for a, b > 0 and z in [0, 1]."""
+    a, b, z = (np.asarray(v, dtype=np.float64) for v in np.broadcast_arrays(a, b, z))
+    swapped = z > (a + 1) / (a + b + 2)
+    p, q, y = np.where(swapped, b, a), np.where(swapped, a, b), np.where(swapped, 1 - z, z)
+    inside = (y > 0) & (y < 1)
+    safe = np.where(inside, y, 0.5)
+    logs = p * np.log(safe) + q * np.log1p(-safe) - _log_betas(p, q)
+    tail = np.where(inside, np.exp(logs) * _beta_fraction(p, q, safe) / p, np.where(y <= 0, 0.0, 1.0))
+    return np.asarray(np.clip(np.where(swapped, 1 - tail, tail), 0.0, 1.0))
 
 
 def binom_sf(x: int, n: int, p: float) -> float:
@@ -216,6 +247,34 @@ def _half_lgamma_table(size: int) -> Floats:
     table[:32] = [math.inf, *(math.lgamma(i / 2) for i in range(1, 32))][: len(table)]
     table.flags.writeable = False
     return table
+
+
+def _log_betas(a: Floats, b: Floats) -> Floats:
+    pairs = zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)
+    return np.array([_log_beta(x, y) for x, y in pairs]).reshape(a.shape)
+
+
+def _beta_fraction(a: Floats, b: Floats, z: Floats) -> Floats:
+    """Lentz's method for the continued fraction of the incomplete beta function (A&S 26.5.8)."""
+    tiny = 1e-300
+    c = np.ones(z.shape)
+    d = 1 / _away_from_zero(1 - (a + b) * z / (a + 1), tiny)
+    h = d.copy()
+    for m in range(1, 400):
+        even = m * (b - m) * z / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * z / ((a + 2 * m) * (a + 2 * m + 1))
+        for step in (even, odd):
+            d = 1 / _away_from_zero(1 + step * d, tiny)
+            c = _away_from_zero(1 + step / c, tiny)
+            delta = c * d
+            h *= delta
+        if np.all(np.abs(delta - 1) < 1e-13):
+            break
+    return h
+
+
+def _away_from_zero(x: Floats, tiny: float) -> Floats:
+    return np.where(np.abs(x) < tiny, tiny, x)
 
 
 def _log_choose(n: int, k: int) -> float:

@@ -22,16 +22,20 @@ from sqlalchemy.orm import Session
 
 from lightship.storage import audit
 from lightship.storage.database import Database
-from lightship.storage.models import Alarm, Device, PolicyRow, RetrainProposal, WindowRow
+from lightship.storage.models import Alarm, Device, PolicyRow, RetrainProposal, StreamMemory, WindowRow
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import LightshipError
 from lightship_agent.contract.messages import Counts
 from lightship_agent.contract.profile import WindowCounts, empty_counts
 from lightship_agent.contract.wire import decode
 
+from . import memory as memories
 from . import policy as p
-from .drift import DriftSettings, Verdict, judge_stream, shift_table
+from .drift import shift_table, watch_stream
+from .drift_settings import DriftSettings
 from .fleet import judge_fleet
+from .memory import Memory
+from .verdict import Verdict
 
 log = logging.getLogger(__name__)
 ACTOR = "lightship:monitoring"
@@ -56,6 +60,7 @@ class Judged:
     w: int
     verdict: Verdict
     shift: float  # the largest debiased PSI of a feature in this window alone
+    memory: Memory  # of the stream, with this window in it
 
 
 def watch_model(database: Database, watch: Watch, model: str) -> int:
@@ -95,6 +100,9 @@ def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]
     }
     row = session.get(PolicyRow, model)
     state = msgspec.msgpack.decode(row.state, type=p.PolicyState) if row else p.PolicyState()
+    last = {(j.device, j.digest): j.memory for judged in rounds for j in judged}
+    for (device, digest), memory in last.items():
+        session.merge(StreamMemory(device=device, digest=digest, w=memory.window, state=memories.pack(memory)))
     for judged in rounds:
         for j in judged:
             _remember(session, devices.get(j.device), j)
@@ -144,16 +152,30 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
     importances = bundle.manifest.importances
     nothing = empty_counts(bundle.profile)
     counts = {w: _fitting(window_counts(r), nothing) for w, r in rows.items()}
+    memory = _recall(session, device)
+    key = f"{device.id} {device.running_digest}"
     for w, row in rows.items():
         if row.judged:
             continue
         # A window that was lost on the way is an empty one, so that the blocks of the ladder stay aligned.
         first = max(min(rows), w + 1 - watch.drift.history)
         recent = [counts.get(n, nothing) for n in range(first, w + 1)]
-        verdict = judge_stream(bundle.profile, recent, first, watch.drift, importances)
+        verdict, memory = watch_stream(bundle.profile, recent, first, watch.drift, memory, key, importances)
         table = shift_table(bundle.profile, counts[w], watch.drift, importances)
         features = [s.psi for s in table if s.kind == "feature" and np.isfinite(s.psi)]
-        yield Judged(device.id, device.running_digest, w, verdict, float(max(features, default=0.0)))
+        yield Judged(device.id, device.running_digest, w, verdict, float(max(features, default=0.0)), memory)
+
+
+def _recall(session: Session, device: Device) -> Memory | None:
+    """What is remembered of a device's stream; what can't be read is forgotten, and learnt again."""
+    row = session.get(StreamMemory, (device.id, device.running_digest))
+    if row is None:
+        return None
+    try:
+        return memories.unpack(row.state)
+    except LightshipError as e:
+        log.warning("monitoring of %s: %s: %s", device.id, e.code, e)
+        return None
 
 
 def _fitting(counts: WindowCounts, empty: WindowCounts) -> WindowCounts:

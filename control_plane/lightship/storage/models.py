@@ -325,6 +325,16 @@ class WindowRow(Base):
     __table_args__ = (Index("windows_by_time", "model", "closed_at"),)
 
 
+class StreamMemory(Base):
+    """What monitoring remembers of a device's stream: its baseline and its detectors."""
+
+    __tablename__ = "stream_memories"
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    w: Mapped[int]  # the last window in it
+    state: Mapped[bytes]  # by `lightship.monitoring.memory`
+
+
 class PendingLabels(Base):
     """Labels that arrived before the window they belong to."""
 

@@ -12,7 +12,7 @@ from tests.agent.conftest import answers
 from tests.control_plane.things import add_device, register, reports_running
 
 from lightship.home import Home
-from lightship.monitoring.drift import DriftSettings
+from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.policy import PolicySettings
 from lightship.monitoring.watch import Watch, watch_model
 from lightship.registry.bundles import BundleCache

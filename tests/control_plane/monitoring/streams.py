@@ -43,12 +43,12 @@ class Stream:
         counts = tuple(int(c) for c in self._binner.count(rows))
         return WindowCounts(rows=len(rows), counts=counts, predictions=predictions, scores=scores)
 
-    def window(self, shift: float = 0.0, feature: int = 5, rows: int | None = None) -> WindowCounts:
+    def window(self, shift: float = 0.0, feature: int = -1, rows: int | None = None) -> WindowCounts:
         drawn = self.draw(rows)
         drawn[:, feature] += np.float32(shift)
         return self.count(drawn)
 
-    def windows(self, n: int, shift: float = 0.0, feature: int = 5) -> list[WindowCounts]:
+    def windows(self, n: int, shift: float = 0.0, feature: int = -1) -> list[WindowCounts]:
         return [self.window(shift, feature) for _ in range(n)]
 
     def _outputs(self, rows: Rows) -> tuple[tuple[int, ...], tuple[int, ...]]:

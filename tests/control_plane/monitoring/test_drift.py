@@ -13,14 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm  # type: ignore[import-untyped]
 
-from lightship.monitoring.drift import (
-    DriftSettings,
-    Verdict,
-    judge_stream,
-    merge_starts,
-    shift_table,
-)
+from lightship.monitoring.drift import judge_stream, shift_table
+from lightship.monitoring.drift_settings import DriftSettings
+from lightship.monitoring.layout import merge_starts
 from lightship.monitoring.two_sample import psi_debiased, two_sample
+from lightship.monitoring.verdict import Verdict
 from lightship_agent.contract.codes import DataError, DriftError, SettingsError
 from lightship_agent.contract.profile import FeatureBins, ReferenceProfile, WindowCounts, empty_counts
 
@@ -263,7 +260,8 @@ def test_the_levels_of_all_tests_add_up_to_the_budget() -> None:
         tests = windows / size
         total += tests * streams * SETTINGS.alpha(size, streams)
         total += tests * 3 * features * SETTINGS.quality_alpha(size, 3 * features)
-    assert total == pytest.approx(SETTINGS.budget)
+    performance = windows / SETTINGS.performance_line
+    assert total + performance == pytest.approx(SETTINGS.budget)
 
 
 def test_a_few_rows_are_carried_over_until_there_are_enough() -> None:

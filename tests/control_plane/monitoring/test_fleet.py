@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightship.monitoring.drift import Alarm, DriftSettings, FeatureShift, Verdict
+from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.fleet import FleetVerdict, judge_fleet
+from lightship.monitoring.verdict import Alarm, FeatureShift, Verdict
 
 SETTINGS = DriftSettings()
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightship.monitoring.drift import Alarm, DriftSettings, Verdict, judge_stream
+from lightship.monitoring.drift import judge_stream
+from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.fleet import FleetVerdict, judge_fleet
 from lightship.monitoring.policy import (
     Action,
@@ -23,6 +24,7 @@ from lightship.monitoring.policy import (
     StreamKey,
     decide,
 )
+from lightship.monitoring.verdict import Alarm, Verdict
 from lightship_agent.contract.codes import SettingsError
 from lightship_agent.contract.profile import WindowCounts
 

@@ -1,0 +1,88 @@
+"""Monitoring: what one evaluation of one stream of windows says.
+
+Rules of this room: plain facts, stored as JSON and shown to people; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+StreamKind = Literal["feature", "prediction", "score"]
+AlarmKind = Literal["shift", "missing", "range", "stuck"]
+Level = Literal["ok", "warning", "critical"]
+
+
+class FeatureShift(msgspec.Struct, frozen=True, kw_only=True):
+    """How one stream differs from the reference in its most telling block."""
+
+    name: str
+    kind: StreamKind
+    psi: float  # debiased
+    psi_low: float  # 95 % interval
+    psi_high: float
+    p_value: float  # of "no more than the floor"
+    level_windows: int  # the block's length, in windows
+    first_window: int  # its first window
+    rows: int
+    score: float  # importance × psi: what to look at first
+    alarm: bool  # beyond the budget's line
+    current: tuple[int, ...]  # unmerged cells, for plotting
+    reference: tuple[int, ...]
+    since: int | None = None  # the window in which the change seems to have begun
+    evidence: float = 0.0  # of the alarm of record, relative to its line: raised at 1
+
+
+class QualityFault(msgspec.Struct, frozen=True, kw_only=True):
+    """A feature that is missing, out of range or stuck more often than the reference explains."""
+
+    name: str
+    kind: Literal["missing", "range", "stuck"]
+    rate: float
+    reference_rate: float
+    p_value: float
+    level_windows: int
+    first_window: int
+    rows: int
+
+
+class Alarm(msgspec.Struct, frozen=True, kw_only=True):
+    """A test that crossed its line at this evaluation."""
+
+    name: str
+    kind: AlarmKind
+    level_windows: int
+    first_window: int
+    confirmed: bool  # the alarm of record stands too; before calibration: the same was seen on other rows before
+
+
+class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the device's own history goes, and what it says."""
+
+    windows: int  # learnt, of the stream with the fewest
+    needed: int  # before the device is judged by its own history
+    ready: int  # streams that are
+    streams: int
+    phi: float  # the largest of all streams: the mean of T over its degrees of freedom, 1 for independent rows
+    phi_name: str  # and whose it is
+    away: tuple[str, ...]  # streams that have differed from the training data since the device was looked at first
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What one evaluation of one stream of windows says.
+
+    `level` and `alarms` speak of the tests that became due with this window, so that each is counted once.
+    `evidence`, `quality` and `p_value` speak of the latest block of every length.
+    """
+
+    level: Level
+    window: int  # number of the last window judged
+    rows: int  # in it
+    tested: tuple[int, ...]  # lengths of the blocks that were due and had enough rows
+    alarms: tuple[Alarm, ...]
+    evidence: tuple[FeatureShift, ...]  # what to look at first comes first
+    quality: tuple[QualityFault, ...]
+    p_value: float | None  # of the device as a whole, corrected for the number of tests; None: nothing to test
+    calibrated: Calibrated | None = None  # None: judged without a memory
+    record: dict[str, int] = {}  # streams whose alarm of record stands, and since which window
