@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from .monitor.monitor import Monitor
 from .runtime.compat import check_compatible
 from .runtime.model import load_model
 from .runtime.ort import onnxruntime
+from .runtime.session import Allowed
 from .serving.access import access_of
 from .serving.company import Company
 from .serving.dataplane import DataPlane
@@ -96,8 +98,12 @@ class Agent:
             feedback=self._monitor.feedback,
             refused=self._monitor.refused,
         )
+        self.allowed = Allowed.parse(settings.model_providers, settings.model_threads)
         self._residents = Residents(
-            self._plane, budget=settings.models_mb * 1_000_000, spare=settings.spare_models, load=load_model
+            self._plane,
+            budget=settings.models_mb * 1_000_000,
+            spare=settings.spare_models,
+            load=partial(load_model, allowed=self.allowed),
         )
         self._mirror = Mirror()
         self._company = Company(self._plane, self._residents, self._mirror, self._monitor.watch_beside)
@@ -225,6 +231,8 @@ class Agent:
         """
         with self._company.changing(bundle):
             model = self._residents.serve(bundle)
+        for note in model.notes:
+            log.warning("%s@%d is computed by %s; %s", model.name, model.version, model.provider, note)
         log.info("serving %s version %d (%s)", model.name, model.version, model.digest[:12])
         self._urgent.set()
 
@@ -382,6 +390,7 @@ class Agent:
             "running": [msgspec.to_builtins(r) for r in self._plane.running()],
             "beside": self._updater.companions.view(),
             "faults": [fault._asdict() for fault in self._monitor.faults()],
+            "models": self._residents.view(),
             "update": {
                 "phase": state.phase,
                 "assignment_seq": state.floor,

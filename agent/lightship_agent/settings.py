@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .contract.codes import SettingsError
+from .contract.manifest import PROVIDERS
 from .update.windows import parse_windows
 
 
@@ -112,6 +113,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "end within 30 s, or a command that is missing, means later too, with a warning. What it prints is the reason.",
     ),
     Setting(
+        "model_providers",
+        "any",
+        "What may compute a model besides the CPU, where its manifest wishes for it and this onnxruntime has it: any, "
+        "or names separated by commas (cuda, xnnpack, …); cpu allows nothing else.",
+    ),
+    Setting(
+        "model_threads", "0", "Most threads that one prediction may take; 0: as many as its manifest says.", "threads"
+    ),
+    Setting(
         "models_mb",
         "0",
         "Most memory that models may take together, as measured when they are loaded; 0: what the device has. A load "
@@ -168,6 +178,8 @@ class Settings:
     download_network_classes: str
     veto_file: str
     veto_command: str
+    model_providers: str
+    model_threads: int
     models_mb: int
     spare_models: int
     model_control: str
@@ -200,9 +212,24 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | 
     if values["model_control"] not in {"none", "explicit"}:
         message = f"model_control: expected none or explicit, found {values['model_control']!r}."
         raise SettingsError("settings.invalid", message)
+    check_providers(values["model_providers"])
     for name in ("download_window", "install_window"):
         parse_windows(values[name], f"LIGHTSHIP_AGENT_{name.upper()}")
     return Settings(**values)
+
+
+def check_providers(value: str) -> None:
+    """Refuse names that are none.
+
+    Raises:
+        SettingsError: settings.invalid.
+    """
+    unknown = [n for n in (part.strip() for part in value.split(",")) if n and n not in (*PROVIDERS, "cpu", "any")]
+    if unknown:
+        message = (
+            f"LIGHTSHIP_AGENT_MODEL_PROVIDERS: expected any, cpu or some of {', '.join(PROVIDERS)}, found {value!r}."
+        )
+        raise SettingsError("settings.invalid", message)
 
 
 def _parse(setting: Setting, kind: str, raw: str) -> Any:

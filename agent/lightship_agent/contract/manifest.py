@@ -3,6 +3,8 @@
 Rules:
 * it is the first member of the bundle, and names every other member with its sha256 and length;
 * unknown fields are kept, so an old agent can store and pass on what a newer control plane wrote;
+* `runtime` are wishes of how a session is made: a closed list of names and numbers, none of which can name a file or a
+  library. A device takes what it has and allows; what it does not know it passes over;
 * `requires` is checked by the rollout planner before download and by the agent again before trying.
 """
 
@@ -42,6 +44,20 @@ class Requires(msgspec.Struct, frozen=True, kw_only=True):
     probe_seconds: int = 60  # wall time
 
 
+#: What may compute instead of the CPU, by the names a manifest uses.
+PROVIDERS: Final = ("acl", "armnn", "coreml", "cuda", "dnnl", "openvino", "qnn", "tensorrt", "xnnpack")
+OPTIMIZATIONS: Final = ("all", "extended", "basic", "none")
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device shall make the session."""
+
+    providers: tuple[str, ...] = ()  # of PROVIDERS, the best first; the CPU is what is left
+    intra_op_threads: int = 1
+    graph_optimization: str = "all"  # of OPTIMIZATIONS
+    precision: str = "fp32"  # what the graph computes in: fp32, fp16 or int8
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """Where the model comes from."""
 
@@ -63,6 +79,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     input_schema: FeatureSchema = msgspec.field(name="schema")
     outputs: Outputs
     requires: Requires
+    runtime: Runtime = Runtime()
     provenance: Provenance
     members: dict[str, Member]
     contract: int = 1

@@ -53,6 +53,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     requests: Count = 0  # rows predicted
     failures: Count = 0  # requests answered with a server error
     latency_ms: float = 0.0  # p95 of recent requests
+    provider: Name = ""  # what computes it: cpu, xnnpack, cuda …
 
 
 class Heartbeat(Record, frozen=True, kw_only=True, tag="heartbeat"):

@@ -9,13 +9,16 @@ Rules:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from lightship_agent.contract.bundle import Golden
 from lightship_agent.contract.codes import ServingError, UpdateError
 
-from .model import LoadedModel
+if TYPE_CHECKING:  # which asks us, too
+    from .model import LoadedModel
 
 
 def check_golden(model: LoadedModel, golden: Golden, tolerance: float) -> float:

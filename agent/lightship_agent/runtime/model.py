@@ -5,6 +5,8 @@ Rules:
 * one thread per call and no spinning: the same rows give the same bits however busy the device is, and an idle
   agent is idle. A row alone and the same row in a batch may differ in the last bit, since kernels differ;
 * a loaded model never changes; another version is another object;
+* what the manifest wishes for beside the CPU is tried first, and must give the golden rows; otherwise the CPU computes,
+  and the model says why;
 * what no device loads (`graph`) is refused before onnxruntime sees a byte of it;
 * the graph must be what manifest and schema say, or it is refused before it serves a single row;
 * errors of onnxruntime stop at this file.
@@ -27,12 +29,12 @@ from lightship_agent.contract.profile import ReferenceProfile
 from lightship_agent.contract.schema import FeatureSchema, Outputs
 
 from .bound import BoundRow, batches_exactly, bind_row
+from .golden import check_golden
 from .graph import check_graph
-from .ort import onnxruntime
+from .session import CPU, Allowed, Plan, open_session, plan_session
 
 _WARM_UP_RUNS: Final = 5
 _COMPARED_ROWS: Final = 16  # of the golden rows, that must come out the same however they are asked
-_FATAL_ONLY: Final = 4  # onnxruntime's log level: we report its exceptions, it need not write to stderr as well
 
 
 class Prediction(msgspec.Struct, frozen=True, eq=False):
@@ -71,6 +73,9 @@ class LoadedModel:
     _classes: int = field(repr=False)  # 0 for a regressor
     bound: BoundRow | None = field(repr=False, default=None)  # memory for one row, where the graph allows it
     batches_exactly: bool = False  # whether rows answered together are to the bit what each is alone
+    provider: str = CPU  # what computes
+    precision: str = "fp32"
+    notes: tuple[str, ...] = ()  # why not what the manifest wished for
 
     def predict(self, rows: npt.NDArray[np.float32]) -> Prediction:
         """Predict `rows`, float32 C-contiguous `[n, width]`, as `FeatureSchema.check_rows` returns them.
@@ -116,12 +121,13 @@ class LoadedModel:
         return Prediction(labels, scores)
 
 
-def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
+def load_model(bundle: Bundle, *, since_ms: int | None = None, allowed: Allowed | None = None) -> LoadedModel:
     """Make a session of the bundle's model, compare it with the manifest, and run it once.
 
     Args:
         bundle: verified.
         since_ms: wall milliseconds to note as the start of service; now when None.
+        allowed: what this device allows of the manifest's wishes; all of them when None.
 
     Raises:
         BundleError: bundle.graph when no device may load it; bundle.incompatible when this runtime can't, or it is not
@@ -130,7 +136,23 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
     """
     manifest = bundle.manifest
     check_graph(bundle.model, max_bytes=manifest.requires.memory_mb << 20)
-    session = _open_session(bundle.model, f"{manifest.model}@{manifest.version}")
+    plan = plan_session(manifest.runtime, allowed or Allowed())
+    since = time.time_ns() // 1_000_000 if since_ms is None else since_ms
+    notes = list(plan.notes)
+    for provider in plan.providers:
+        try:
+            model = _load_on(provider, bundle, plan, since)
+            check_golden(model, bundle.golden, manifest.golden_tolerance)
+        except (BundleError, UpdateError) as e:
+            notes.append(f"{provider}: {e.message[:200]}")
+        else:
+            return dataclasses.replace(model, notes=tuple(notes))
+    return dataclasses.replace(_load_on(CPU, bundle, plan, since), notes=tuple(notes))
+
+
+def _load_on(provider: str, bundle: Bundle, plan: Plan, since_ms: int) -> LoadedModel:
+    manifest = bundle.manifest
+    session = open_session(bundle.model, f"{manifest.model}@{manifest.version}", provider, plan)
     _check_graph(session, manifest.input_schema, manifest.outputs)
     model = LoadedModel(
         name=manifest.model,
@@ -140,36 +162,24 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None) -> LoadedModel:
         schema_digest=manifest.input_schema.digest,
         outputs=manifest.outputs,
         profile=bundle.profile,
-        since_ms=time.time_ns() // 1_000_000 if since_ms is None else since_ms,
+        since_ms=since_ms,
         row_ms=0.0,
         _session=session,
         _fetch=manifest.outputs.names,
         _classes=len(manifest.outputs.labels) if manifest.outputs.task == "classification" else 0,
+        provider=provider,
+        precision=manifest.runtime.precision,
     )
     rows = np.ascontiguousarray(bundle.golden.inputs.matrix()[:_COMPARED_ROWS], dtype=np.float32)
     name, names = model.schema.input_name, list(manifest.outputs.names)
+    # Threads share out a sum as they come, and other hardware in its own way: sixteen rows prove nothing then.
+    is_steady = provider == CPU and plan.threads == 1
     return dataclasses.replace(
         model,
         row_ms=_warm_up(model, rows[:1]),
-        # A bound row is filled unchecked, and a number there must stand for a category.
-        bound=None if model.schema.has_categories else bind_row(session, name, model.outputs, rows),
-        batches_exactly=batches_exactly(session, name, names, rows, _COMPARED_ROWS),
+        bound=bind_row(session, name, model.outputs, rows),
+        batches_exactly=is_steady and batches_exactly(session, name, names, rows, _COMPARED_ROWS),
     )
-
-
-def _open_session(model: bytes, name: str) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = _FATAL_ONLY
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # onnxruntime's exceptions share no base class
-        message = f"onnxruntime {onnxruntime.__version__} can't load {name}: {e}"
-        raise BundleError("bundle.incompatible", message) from e
 
 
 def _warm_up(model: LoadedModel, row: npt.NDArray[np.float32]) -> float:

@@ -23,6 +23,8 @@ from lightship_agent.contract.codes import CODES, UpdateError
 from lightship_agent.contract.manifest import Requires
 from lightship_agent.files import scratch
 
+from .session import Allowed
+
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _MAX_REPORT: Final = 64 * 1024  # bytes of the child's output that are read
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
@@ -47,19 +49,22 @@ class ChildReport(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float = 0.0
 
 
-def probe(path: Path, requires: Requires, *, timeout: float | None = None) -> ProbeReport:
+def probe(
+    path: Path, requires: Requires, *, timeout: float | None = None, allowed: Allowed | None = None
+) -> ProbeReport:
     """Load the bundle at `path` in a child, check its golden rows, and measure it.
 
     Args:
         path: the uncompressed bundle.
         requires: limits and budgets from its manifest.
         timeout: wall seconds; `requires.probe_seconds` when None.
+        allowed: what this device allows of the manifest's wishes.
 
     Raises:
         UpdateError: update.probe-failed, update.probe-timeout, update.golden, update.budget.
     """
     seconds = float(requires.probe_seconds if timeout is None else timeout)
-    status, output, errors = _run_child(path, requires.memory_mb, seconds)
+    status, output, errors = _run_child(path, requires.memory_mb, seconds, allowed or Allowed())
     if status != 0:
         raise _death(status, errors, seconds)
     report = _read_report(output)
@@ -81,10 +86,10 @@ def child_environment() -> dict[str, str]:
     return {**environment, "PYTHONPATH": str(_PACKAGE_ROOT), "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _run_child(path: Path, memory_mb: int, seconds: float) -> tuple[int, bytes, bytes]:
+def _run_child(path: Path, memory_mb: int, seconds: float, allowed: Allowed) -> tuple[int, bytes, bytes]:
     """Exit status (negative for a signal), and what the child wrote. Files, not pipes: nothing can fill or block."""
     command = [sys.executable, "-P", "-m", "lightship_agent.runtime.probe_child"]
-    arguments = [str(path.resolve()), str(memory_mb), str(max(1, round(seconds)))]
+    arguments = [str(path.resolve()), str(memory_mb), str(max(1, round(seconds))), str(allowed), str(allowed.threads)]
     with scratch("probe-output") as output, scratch("probe-errors") as errors:
         try:
             child = subprocess.Popen(

@@ -1,4 +1,6 @@
-"""Runtime: the child of the probe: `python -m lightship_agent.runtime.probe_child BUNDLE MEMORY_MB CPU_SECONDS`.
+"""Runtime: the child of the probe.
+
+    python -m lightship_agent.runtime.probe_child BUNDLE MEMORY_MB CPU_SECONDS PROVIDERS THREADS
 
 Rules:
 * it limits itself before it reads one byte of the bundle, and dies with the process that waits for it;
@@ -25,6 +27,7 @@ from lightship_agent.offspring import die_with_parent
 from .golden import check_golden
 from .model import LoadedModel, load_model
 from .probe import ChildReport
+from .session import Allowed
 
 _MB: Final = 1024 * 1024
 _TIMED_ROWS: Final = 200
@@ -33,13 +36,13 @@ _OUT_OF_MEMORY: Final = ("bad_alloc", "bad allocation", "allocate memory", "out 
 
 
 def main(arguments: list[str]) -> int:
-    """Probe the bundle named first, under the limits named after it."""
+    """Probe the bundle named first, within what is named after it."""
     die_with_parent()
     path, memory_mb, cpu_seconds = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     start_mb = _status_mb("VmHWM")
     limit_self(memory_mb, cpu_seconds)
     try:
-        report = _measure(path, start_mb)
+        report = _measure(path, start_mb, Allowed.parse(arguments[3], int(arguments[4])))
     except MemoryError:
         report = _over_memory(memory_mb)
     except LightshipError as e:
@@ -62,12 +65,12 @@ def limit_self(memory_mb: int, cpu_seconds: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _measure(path: Path, start_mb: float) -> ChildReport:
+def _measure(path: Path, start_mb: float, allowed: Allowed) -> ChildReport:
     try:
         bundle = read_bundle(path.read_bytes())
     except OSError as e:
         raise UpdateError("update.probe-failed", f"The bundle can't be read: {e}.") from e
-    model = load_model(bundle)
+    model = load_model(bundle, allowed=allowed)
     difference = check_golden(model, bundle.golden, bundle.manifest.golden_tolerance)
     latency = latency_ms_p95(model, bundle)
     return ChildReport(

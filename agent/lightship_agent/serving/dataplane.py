@@ -277,6 +277,7 @@ class DataPlane:
                 requests=s.rows,
                 failures=s.failures,
                 latency_ms=round(s.p95_ms, 4),
+                provider=s.model.provider,
             )
             for s in (slot.stats() for slot in served)
         )

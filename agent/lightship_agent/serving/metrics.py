@@ -37,7 +37,11 @@ class Sample(NamedTuple):
 METRICS: Final[tuple[Metric, ...]] = (
     Metric("lightship_agent_info", "gauge", "Always 1; the agent's version as a label."),
     Metric("lightship_agent_uptime_seconds", "gauge", "Seconds since the agent started."),
-    Metric("lightship_agent_model_info", "gauge", "Always 1 per served model; version and bundle digest as labels."),
+    Metric(
+        "lightship_agent_model_info",
+        "gauge",
+        "Always 1 per model in memory; version, digest, provider and precision as labels.",
+    ),
     Metric(
         "lightship_agent_model_memory_bytes",
         "gauge",
@@ -102,7 +106,8 @@ def plane_samples(stats: Iterable[ModelStats], errors: Mapping[str, int]) -> dic
 
     for s in stats:
         who = {"model": s.model.name, "version": str(s.model.version)}
-        add("model_info", Sample(1, {**who, "digest": s.model.digest}))
+        made = {"digest": s.model.digest, "provider": s.model.provider, "precision": s.model.precision}
+        add("model_info", Sample(1, {**who, **made}))
         add("requests_total", Sample(s.requests, who))
         add("rows_total", Sample(s.rows, who))
         add("failures_total", Sample(s.failures, who))

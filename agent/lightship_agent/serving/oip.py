@@ -227,6 +227,8 @@ def model_metadata(model: LoadedModel) -> dict[str, Any]:
         "outputs": outputs,
         "parameters": {
             "digest": model.digest,
+            "provider": model.provider,
+            "precision": model.precision,
             "schema_digest": model.schema_digest,
             "features": list(model.schema.names),
             "labels": list(model.outputs.labels),

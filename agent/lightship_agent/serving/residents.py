@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import LightshipError, ServingError, UpdateError
@@ -165,6 +166,22 @@ class Residents:
         """The models in memory, each with what is known of its stay."""
         entries = self._entries
         return tuple((entries[r.digest].model, r) for r in self.residents() if r.digest in entries)
+
+    def view(self) -> list[dict[str, Any]]:
+        """The same in plain words, for the status."""
+        return [
+            {
+                "model": model.name,
+                "version": model.version,
+                "digest": model.digest,
+                "provider": model.provider,
+                "precision": model.precision,
+                "notes": list(model.notes),
+                "memory_kb": one.size >> 10,
+                "needed": one.busy,
+            }
+            for model, one in self.loaded()
+        ]
 
     def _resident(self, bundle: Bundle) -> LoadedModel:
         entry = self._entries.get(bundle.digest)

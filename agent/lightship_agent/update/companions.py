@@ -28,6 +28,7 @@ from lightship_agent.contract.codes import LightshipError, StorageError, UpdateE
 from lightship_agent.fail_points import fail_point
 from lightship_agent.files import storage_error, write_durably
 from lightship_agent.runtime.probe import probe
+from lightship_agent.runtime.session import Allowed
 
 from . import beside as b
 from . import machine as m
@@ -45,6 +46,10 @@ UP, GONE, FAILED, WAITING = "beside-up", "beside-gone", "beside-failed", "beside
 
 class BesideHost(Protocol):
     """What companions need of the rest of the agent."""
+
+    @property
+    def allowed(self) -> Allowed:
+        """What this device allows of a manifest's wishes for its session."""
 
     def check_compatible(self, bundle: Bundle) -> None:
         """Raise BundleError (bundle.incompatible) if this device can't run it."""
@@ -210,7 +215,7 @@ class Companions:
                 self._host.check_compatible(bundle)
                 self._save(b.begun(self.state, beside.experiment))
                 fail_point("probing")
-                probe(self._store.path(beside.sha256), bundle.manifest.requires)
+                probe(self._store.path(beside.sha256), bundle.manifest.requires, allowed=self._host.allowed)
                 self._save(b.proven(self.state, beside))
             case b.Load():
                 self._save(b.begun(self.state, beside.experiment))

@@ -130,7 +130,7 @@ class Steps:
             raise UpdateError("update.swap", "The bundle's manifest names another model or version than its release.")
         self._host.check_compatible(bundle)
         fail_point("probing")
-        probe(self._store.path(target.sha256), bundle.manifest.requires)
+        probe(self._store.path(target.sha256), bundle.manifest.requires, allowed=self._host.allowed)
 
     def _swap(self, target: m.Target) -> None:
         bundle = self._bundle(target)

@@ -57,3 +57,14 @@ def test_any_text_is_a_setting_or_a_settings_error(name: str, value: str) -> Non
         assert isinstance(load_settings({}, {name: value}), Settings)
     except SettingsError as e:
         assert e.exit_status == 12  # noqa: PT017 - anything else than a SettingsError fails this test
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model_providers", "cuda,/lib/evil.so"), ("model_control", "poll"), ("models_mb", "-1"), ("model_threads", "-1")],
+)
+def test_settings_of_models_that_mean_nothing_are_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings({}, {name: value})
+    assert refused.value.code == "settings.invalid"
+    assert name.upper() in str(refused.value).upper()

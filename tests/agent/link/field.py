@@ -36,6 +36,7 @@ from lightship_agent.link.enrol import enrol
 from lightship_agent.link.identity import Identity
 from lightship_agent.runtime.compat import check_compatible
 from lightship_agent.runtime.model import load_model
+from lightship_agent.runtime.session import Allowed
 from lightship_agent.update import machine as m
 from lightship_agent.update.check import check
 from lightship_agent.update.clock import DeviceClock
@@ -105,6 +106,8 @@ def _cut(send: Any, after: int) -> Any:
 
 class RecordingHost:
     """The rest of an agent: loads models really, and notes what it was told."""
+
+    allowed = Allowed()
 
     def __init__(self) -> None:
         self.serving: str | None = None

@@ -121,7 +121,7 @@ def test_the_child_can_be_started_from_any_folder_without_the_repository(make_bu
     """As a wheel would be: only the package's own folder is on the path."""
     path = written(tmp_path, make_bundle())
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "lightship_agent.runtime.probe_child", str(path), "512", "30"],
+        [sys.executable, "-P", "-m", "lightship_agent.runtime.probe_child", str(path), "512", "30", "any", "0"],
         env=child_environment(),
         cwd=os.sep,
         capture_output=True,
