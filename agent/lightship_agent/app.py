@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import platform
 import secrets
 import signal
@@ -34,12 +33,15 @@ from .link.mqtt import MqttLink
 from .link.outbox import Outbox
 from .link.renewal import CertificateKeeper
 from .link.sender import RESEND_SECONDS, Sender
+from .monitor.degraded import Degraded, Mode, state_of
 from .monitor.health import read_health
 from .monitor.monitor import Monitor
+from .monitor.strain import Strain
 from .runtime.compat import check_compatible
 from .runtime.model import load_model
 from .runtime.ort import onnxruntime
 from .runtime.session import Allowed
+from .service import notify_systemd
 from .serving.access import access_of
 from .serving.company import Company
 from .serving.dataplane import DataPlane
@@ -70,8 +72,12 @@ LOW_DISK_MB = 50.0
 class Agent:
     """One device."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, root: Path = Path("/")) -> None:
         """Open identity, outbox and update state; nothing runs yet.
+
+        Args:
+            settings: as they were given.
+            root: where proc and sys are mounted.
 
         Raises:
             EnrolError: enrol.not-enrolled.
@@ -79,6 +85,8 @@ class Agent:
             StorageError: storage.unwritable, storage.corrupt.
         """
         self._settings = settings
+        self._root, self._strain = root, Strain(root)
+        self._seen, self._looking = Degraded(), threading.Lock()
         self._dir = settings.state_dir
         sweep(self._dir)
         identity.recover_identity(self._dir)
@@ -366,8 +374,8 @@ class Agent:
             agent=__version__,
             onnxruntime=onnxruntime.__version__,
             machine=platform.machine(),
-            health=(health := read_health(self._dir)),
-            degraded=tuple(self._degraded(health)),
+            health=(health := read_health(self._dir, root=self._root)),
+            degraded=tuple(mode.code for mode in self._modes(health)),
         )
 
     def _command(self, verb: str, command: Command) -> None:
@@ -381,12 +389,16 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """How the agent is, in words that machines can use too."""
         state = self._updater.state
-        health = read_health(self._dir)
+        health = read_health(self._dir, root=self._root)
+        modes = self._modes(health)
+        codes = [mode.code for mode in modes]
         return {
             "device": self._identity.device,
             "agent": __version__,
             "uptime_seconds": round(time.monotonic() - self._started, 1),
-            "degraded": self._degraded(health),
+            "state": state_of(codes),
+            "degraded": codes,
+            "modes": [mode._asdict() for mode in modes],
             "running": [msgspec.to_builtins(r) for r in self._plane.running()],
             "beside": self._updater.companions.view(),
             "faults": [fault._asdict() for fault in self._monitor.faults()],
@@ -412,6 +424,10 @@ class Agent:
             "health": health,
         }
 
+    def _modes(self, health: dict[str, float]) -> tuple[Mode, ...]:
+        with self._looking:
+            return self._seen.seen(self._degraded(health), _now_ms())
+
     def _degraded(self, health: dict[str, float]) -> list[str]:
         reasons = []
         if not self._plane.models():
@@ -420,12 +436,18 @@ class Agent:
             reasons.append(self._updater.trust_code)
         if self._outbox.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
             reasons.append("storage.full")
-        return reasons + sorted({fault.code for fault in self._monitor.faults()})
+        if self._updater.clock.is_behind:
+            reasons.append("device.clock")
+        if any(beside["code"] and beside["state"] == "out" for beside in self._updater.companions.view()):
+            reasons.append("update.beside")
+        return [*reasons, *self._strain.codes(), *sorted({fault.code for fault in self._monitor.faults()})]
 
     def _metrics(self) -> str:
+        health = read_health(self._dir, root=self._root)
         values = {
             **plane_samples(self._plane.stats(), self._plane.errors()),
-            **health_samples(read_health(self._dir)),
+            **health_samples(health),
+            "lightship_agent_degraded": [Sample(1, {"code": mode.code}) for mode in self._modes(health)],
             "lightship_agent_model_memory_bytes": [
                 Sample(r.size, {"model": m.name, "version": str(m.version), "busy": str(int(r.busy))})
                 for m, r in self._residents.loaded()
@@ -478,20 +500,6 @@ def _whatever_happens(step: Callable[[], None]) -> None:
         log.warning("report: %s: %s", e.code, e)
     except Exception:  # whatever it met, the device must not fall silent
         log.exception("report: unexpected error")
-
-
-def notify_systemd(message: str) -> None:
-    """Tell systemd, if it started us with Type=notify."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    import socket
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
-        try:
-            s.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as e:
-            log.debug("systemd can't be told: %s", e)
 
 
 def _now_ms() -> int:

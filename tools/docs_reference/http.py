@@ -44,7 +44,7 @@ DEVICE_WORDS = {
 }
 AGENT_WORDS = {
     "/v2": "Name, version and protocol extensions of the server.",
-    "/v2/health": "How the agent is: what runs, degraded modes, update phase, link, health.",
+    "/v2/health": "How the agent is: `state`, what runs, degraded modes, update phase, link, health.",
     "/v2/health/live": "Whether the process answers.",
     "/v2/health/ready": "Whether a model serves.",
     "/v2/models/{model}[/versions/{version}]": "Inputs, outputs, digest, feature names, labels.",

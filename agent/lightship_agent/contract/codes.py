@@ -20,6 +20,7 @@
       StorageError     storage.*      disk and database
       AccessError      access.*       who may do what
       DriftError       drift.*        evidence that is not there
+      DeviceError      device.*       the hardware at its limits: modes that are reported, and not raised
       MediaError       media.*        a file carried to a device without a network
 
 Rules: a code, once released, keeps its meaning. Telemetry counts codes, exit statuses follow their family,
@@ -52,6 +53,7 @@ EXIT_STATUS: Final[dict[str, int]] = {
     "access": 27,
     "drift": 28,
     "media": 29,
+    "device": 30,
 }
 
 CODES: Final[dict[str, str]] = {
@@ -194,6 +196,9 @@ CODES: Final[dict[str, str]] = {
     "access.exists": "An API token of that name exists, or existed.",
     "access.unknown": "No API token of that name.",
     "drift.unknown": "No drift evidence for that device or model.",
+    "device.throttled": "The processor is held back by heat or power.",
+    "device.memory": "Little memory is left on the device, or programs stand still for want of it.",
+    "device.clock": "The system's clock is behind what was authenticated, and is not believed.",
     "media.malformed": "The file is not a Lightship media file, or was altered.",
     "media.unreadable": "The media file can't be opened or read.",
     "media.truncated": "The media file ends too early: it was not copied whole.",
@@ -346,6 +351,12 @@ class DriftError(LightshipError):
     """Drift evidence that is not there."""
 
     family = "drift."
+
+
+class DeviceError(LightshipError):
+    """The device itself is at its limits; a mode it is in, and nothing that is raised."""
+
+    family = "device."
 
 
 class MediaError(LightshipError):

@@ -70,6 +70,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "gauge",
         "Seconds until signed metadata expires, by role, as of the last check; below 0 updates stop.",
     ),
+    Metric("lightship_agent_degraded", "gauge", "1 for each mode in which the agent does less than all its work."),
     Metric("lightship_agent_health_cpu_percent", "gauge", "Busy share of all CPUs since the last reading."),
     Metric("lightship_agent_health_load_1m", "gauge", "Load average of one minute."),
     Metric("lightship_agent_health_memory_self_mb", "gauge", "Proportional set size of the agent, MB."),

@@ -39,6 +39,7 @@ BUILT: Final = 1_793_491_200.0
 FILE: Final = "latest-time"
 STEP: Final = 86_400.0  # seconds that one statement ahead of every clock may move the floor
 STEP_EVERY: Final = 3_600.0  # seconds between such steps
+_TOLERATED: Final = 300.0  # seconds
 _WORTH_WRITING: Final = 600.0  # seconds
 _LAST: Final = 253_402_300_799.0  # the end of the year 9999: what is above is no time
 
@@ -92,6 +93,12 @@ class DeviceClock:
         """Unix seconds, never before the build of this agent nor the latest authenticated time."""
         with self._lock:
             return max(self._wall(), self._running_floor())
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the system's clock is behind what was authenticated, by more than clocks differ."""
+        with self._lock:
+            return self._wall() < self._running_floor() - _TOLERATED
 
     def authenticated(self, at: float) -> None:
         """Somebody whose signature or certificate was verified says that it is `at`, in Unix seconds, or later."""

@@ -1,0 +1,146 @@
+"""Degraded modes: each is said in health, in metrics and in the heartbeat, and the agent predicts in all but one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.agent.conftest import build
+from tests.agent.link.field import FAR_FUTURE, Field
+
+from lightship_agent.app import Agent
+from lightship_agent.contract.bundle import read_bundle
+from lightship_agent.contract.codes import TrustError
+from lightship_agent.monitor import health
+from lightship_agent.settings import load_settings
+from lightship_agent.update.clock import FILE as LATEST_TIME
+
+Start = Callable[..., AbstractContextManager["Device"]]
+RECORD = {"temperature": 0.5, "vibration": 0.5, "current": 0.5, "speed": 0.5}
+
+
+class Device:
+    """An agent that serves, on a machine made of files."""
+
+    def __init__(self, agent: Agent, root: Path) -> None:
+        self.agent, self.root = agent, root
+        self.http = httpx.Client(base_url="http://{}:{}".format(*(agent.address or ())))
+
+    def put(self, name: str, text: str) -> None:
+        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / name).write_text(text)
+
+    def predicts(self) -> int:
+        return self.http.post("/v2/models/pump/predict", json=RECORD).status_code
+
+    def modes(self) -> list[str]:
+        """What it says, everywhere the same."""
+        said: dict[str, Any] = self.http.get("/v2/health").json()
+        codes: list[str] = said["degraded"]
+        assert [m["code"] for m in said["modes"]] == codes
+        assert all(set(m) == {"code", "since", "means"} and m["since"] > 1e12 and m["means"] for m in said["modes"])
+        assert said["state"] == ("unhealthy" if "serving.no-model" in codes else "degraded" if codes else "ok")
+        metrics = self.http.get("/metrics").text.splitlines()
+        told = [line for line in metrics if line.startswith("lightship_agent_degraded{")]
+        assert told == [f'lightship_agent_degraded{{code="{code}"}} 1' for code in codes]
+        assert list(self.agent._heartbeat().degraded) == codes
+        return codes
+
+
+@pytest.fixture
+def device(field: Field, tmp_path: Path) -> Start:
+    @contextmanager
+    def start(*, model: bool = True) -> Iterator[Device]:
+        state, root = tmp_path / "press-1", tmp_path / "machine"
+        if not state.exists():
+            field.enrolled("press-1")
+        given = {"state_dir": str(state), "http_port": "0", "poll_seconds": "600", "report_seconds": "600"}
+        agent = Agent(load_settings({}, given), root=root)
+        agent.start()
+        made = Device(agent, root)
+        try:
+            if model:
+                agent.serve(read_bundle(build(1)))
+            yield made
+        finally:
+            made.http.close()
+            agent.close()
+
+    return start
+
+
+def test_a_device_that_is_well_says_so(device: Start) -> None:
+    with device() as well:
+        assert well.modes() == []
+        assert well.predicts() == 200
+
+
+def test_without_a_model_it_lives_and_is_unhealthy_until_there_is_one(device: Start) -> None:
+    with device(model=False) as bare:
+        assert bare.modes() == ["serving.no-model"]
+        assert bare.http.get("/v2/health/live").status_code == 200
+        assert bare.http.get("/v2/health/ready").status_code == bare.predicts() == 503
+        bare.agent.serve(read_bundle(build(1)))
+        assert (bare.modes(), bare.predicts()) == ([], 200)
+
+
+def test_with_expired_metadata_it_serves_on(device: Start) -> None:
+    with device() as frozen:
+        frozen.agent._updater._standstill(TrustError("trust.expired", "The list has expired."))
+        assert (frozen.modes(), frozen.predicts()) == (["trust.expired"], 200)
+
+
+def test_on_a_full_disk_it_serves_on(device: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with device() as full:
+        monkeypatch.setattr(health, "_free_mb", lambda _: 3.0)
+        assert (full.modes(), full.predicts()) == (["storage.full"], 200)
+
+
+def test_with_reports_in_memory_it_serves_on(device: Start) -> None:
+    with device() as full:
+        full.agent._outbox.in_memory = True
+        assert (full.modes(), full.predicts()) == (["storage.full"], 200)
+
+
+def test_throttled_it_serves_on_and_forgets_it_when_it_is_cool_again(device: Start) -> None:
+    with device() as hot:
+        zone = "sys/class/thermal/thermal_zone0"
+        for name, text in (("temp", "91000"), ("trip_point_0_type", "passive"), ("trip_point_0_temp", "90000")):
+            hot.put(f"{zone}/{name}", text)
+        assert (hot.modes(), hot.predicts()) == (["device.throttled"], 200)
+        hot.put(f"{zone}/temp", "70000")
+        assert hot.modes() == []
+
+
+def test_short_of_memory_it_serves_on(device: Start) -> None:
+    with device() as tight:
+        tight.put("proc/meminfo", "MemTotal: 512000 kB\nMemAvailable: 9000 kB\n")
+        assert (tight.modes(), tight.predicts()) == (["device.memory"], 200)
+
+
+def test_with_a_clock_that_is_behind_it_serves_on(device: Start, field: Field, tmp_path: Path) -> None:
+    field.enrolled("press-1")
+    (tmp_path / "press-1" / LATEST_TIME).write_text(str(FAR_FUTURE))
+    with device() as woken:
+        assert (woken.modes(), woken.predicts()) == (["device.clock"], 200)
+
+
+def test_with_a_challenger_that_was_refused_it_serves_on(device: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with device() as alone:
+        refused = {"experiment": "e", "state": "out", "code": "update.golden"}
+        monkeypatch.setattr(alone.agent._updater.companions, "view", lambda: [refused])
+        assert (alone.modes(), alone.predicts()) == (["update.beside"], 200)
+
+
+def test_several_at_once_are_all_said_each_since_when_it_began(device: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with device() as worn:
+        worn.put("proc/meminfo", "MemTotal: 512000 kB\nMemAvailable: 9000 kB\n")
+        first = worn.http.get("/v2/health").json()["modes"][0]
+        monkeypatch.setattr(health, "_free_mb", lambda _: 3.0)
+        assert worn.modes() == ["storage.full", "device.memory"]
+        assert first in worn.http.get("/v2/health").json()["modes"]
+        assert worn.predicts() == 200
