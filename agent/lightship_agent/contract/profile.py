@@ -234,6 +234,30 @@ def empty_counts(profile: ReferenceProfile) -> WindowCounts:
     )
 
 
+def only_fitting(counts: WindowCounts, profile: ReferenceProfile) -> WindowCounts:
+    """`counts` without the optional parts that are laid out otherwise than the profile's: they count something else."""
+    moments = profile.moments
+    width = len(profile.features)
+    distance = moments.distance if moments is not None else None
+    own, together, sums = counts.moments, counts.products, counts.residual_sums
+    own_fits = own is not None and {len(own.sums), len(own.squares), len(own.lags)} == {width} and moments is not None
+    together_fits = together is not None and distance is not None and len(together.sums) == width * (width + 1) // 2
+    residuals = _fitting(counts.residuals, None if profile.residuals is None else profile.residuals.bins)
+    return msgspec.structs.replace(
+        counts,
+        distances=_fitting(counts.distances, distance),
+        values=_fitting(counts.values, profile.values),
+        moments=own if own_fits else None,
+        products=together if together_fits else None,
+        residuals=residuals,
+        residual_sums=sums if residuals and len(sums) == 2 else (),
+    )
+
+
+def _fitting(counts: tuple[int, ...], bins: FeatureBins | None) -> tuple[int, ...]:
+    return counts if bins is not None and len(counts) == bins.cells else ()
+
+
 class Binner:
     """Counts float32 rows into the cells of a set of feature bins.
 

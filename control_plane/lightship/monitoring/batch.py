@@ -22,6 +22,7 @@ from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, St
 from lightship_agent.contract.wire import decode, encode
 
 from .cursors import Cursor
+from .faults import end_faults, says_of_data
 from .ingest import FUTURE_MS, Gap, Incoming, Receipt, Understood, bury, device_facts, store_exposures, store_record
 
 _Key = tuple[str, str]  # device and epoch
@@ -221,6 +222,7 @@ class Batch:
         self._open[device] = {(r.digest, r.since): (r.requests, r.failures) for r in beat.running}
 
     def _write(self) -> None:
+        end_faults(self._session, [d for d, f in self._facts.items() if not says_of_data(f["degraded"])], self._now)
         self._session.flush()
         self._write_grown()
         seen = {d: max(self._devices[d].last_seen, self._now) for d in self._seen}

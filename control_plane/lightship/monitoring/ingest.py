@@ -38,17 +38,21 @@ from lightship_agent.contract.codes import WireError
 from lightship_agent.contract.messages import (
     AnyRecord,
     Envelope,
+    Fault,
     Heartbeat,
     LabelledRows,
     Labels,
     Running,
     State,
+    Together,
     Update,
     Window,
 )
-from lightship_agent.contract.wire import decode, encode, unpack
+from lightship_agent.contract.wire import decode, unpack
 
 from .cursors import Span
+from .faults import note_fault
+from .stored import add_labels, add_products, window_row
 
 MAX_DEAD_PAYLOAD = 4_096
 #: How far ahead of ours a device's clock may be.
@@ -163,8 +167,14 @@ def store_record(session: Session, device: Device, epoch: str, record: AnyRecord
     match record:
         case Window():
             _store_window(session, device, record)
+        case Together():
+            row = session.get(WindowRow, (device.id, record.digest, record.w))
+            if row is not None:  # else that window was lost, and its products say nothing alone
+                add_products(row, record)
         case Labels():
             _store_labels(session, device, record)
+        case Fault():
+            note_fault(session, device, record)
         case Update():
             _store_update(session, device, epoch, record)
         case LabelledRows():
@@ -217,24 +227,7 @@ def _store_window(session: Session, device: Device, window: Window) -> None:
     if session.get(WindowRow, key) is not None:
         return
     pending = session.get(PendingLabels, key)
-    session.add(
-        WindowRow(
-            device=device.id,
-            digest=window.digest,
-            w=window.w,
-            model=window.model,
-            version=window.version,
-            opened_at=window.opened,
-            closed_at=window.t,
-            rows=window.rows,
-            invalid=window.invalid,
-            counts=encode(window.counts),
-            predictions=list(window.predictions),
-            scores=encode(window.scores),
-            labelled=pending.labelled if pending else 0,
-            errors=pending.errors if pending else 0,
-        )
-    )
+    session.add(window_row(device.id, window, pending))
     if pending is not None:
         session.delete(pending)
 
@@ -243,10 +236,9 @@ def _store_labels(session: Session, device: Device, labels: Labels) -> None:
     key = (device.id, labels.digest, labels.w)
     row = session.get(WindowRow, key) or session.get(PendingLabels, key)
     if row is None:
-        row = PendingLabels(device=device.id, digest=labels.digest, w=labels.w, labelled=0, errors=0)
+        row = PendingLabels(device=device.id, digest=labels.digest, w=labels.w, labelled=0, errors=0, more=b"")
         session.add(row)
-    row.labelled += labels.labelled
-    row.errors += min(labels.errors, labels.labelled)
+    add_labels(row, labels)
 
 
 def _store_update(session: Session, device: Device, epoch: str, update: Update) -> None:

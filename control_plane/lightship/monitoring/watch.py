@@ -25,9 +25,7 @@ from lightship.storage.database import Database
 from lightship.storage.models import Alarm, Device, PolicyRow, RetrainProposal, StreamMemory, WindowRow
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import LightshipError
-from lightship_agent.contract.messages import Counts
-from lightship_agent.contract.profile import WindowCounts, empty_counts
-from lightship_agent.contract.wire import decode
+from lightship_agent.contract.profile import WindowCounts, empty_counts, only_fitting
 
 from . import memory as memories
 from . import policy as p
@@ -35,6 +33,7 @@ from .drift import shift_table, watch_stream
 from .drift_settings import DriftSettings
 from .fleet import judge_fleet
 from .memory import Memory
+from .stored import content
 from .verdict import Verdict
 
 log = logging.getLogger(__name__)
@@ -127,14 +126,7 @@ def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]
 
 def window_counts(row: WindowRow) -> WindowCounts:
     """The counts of a stored window."""
-    return WindowCounts(
-        rows=row.rows,
-        counts=decode(row.counts, Counts),
-        predictions=tuple(row.predictions),
-        scores=decode(row.scores, Counts),
-        labelled=row.labelled,
-        errors=row.errors,
-    )
+    return content(row)
 
 
 def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged]:
@@ -151,7 +143,7 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
     bundle = watch.bundle_of(device.running_digest)
     importances = bundle.manifest.importances
     nothing = empty_counts(bundle.profile)
-    counts = {w: _fitting(window_counts(r), nothing) for w, r in rows.items()}
+    counts = {w: _fitting(only_fitting(window_counts(r), bundle.profile), nothing) for w, r in rows.items()}
     memory = _recall(session, device)
     key = f"{device.id} {device.running_digest}"
     for w, row in rows.items():
@@ -291,7 +283,9 @@ def _close_fleet_alarms(session: Session, model: str, now: int) -> None:
 
 
 def _open_alarms(session: Session, key: p.StreamKey) -> list[Alarm]:
-    query = select(Alarm).where(Alarm.device == key.device, Alarm.digest == key.digest, Alarm.closed_at.is_(None))
+    query = select(Alarm).where(
+        Alarm.device == key.device, Alarm.digest == key.digest, Alarm.kind == "local", Alarm.closed_at.is_(None)
+    )
     return list(session.scalars(query))
 
 

@@ -319,6 +319,8 @@ class WindowRow(Base):
     scores: Mapped[bytes]
     labelled: Mapped[int] = mapped_column(default=0)
     errors: Mapped[int] = mapped_column(default=0)
+    more: Mapped[bytes] = mapped_column(default=b"")  # MessagePack of the other counts
+    together: Mapped[bytes] = mapped_column(default=b"")  # of the products, where they came with this window
     judged: Mapped[bool] = mapped_column(default=False)
     level: Mapped[str] = mapped_column(default="")
     shift: Mapped[float] = mapped_column(default=0.0)  # the largest debiased PSI of a feature, for display
@@ -344,6 +346,7 @@ class PendingLabels(Base):
     w: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     labelled: Mapped[int]
     errors: Mapped[int]
+    more: Mapped[bytes] = mapped_column(default=b"")
 
 
 class FeedbackRow(Base):
@@ -396,7 +399,7 @@ class Alarm(Base):
 
     __tablename__ = "alarms"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    kind: Mapped[str]  # local | fleet
+    kind: Mapped[str]  # local | fleet | data
     model: Mapped[str] = mapped_column(index=True)
     digest: Mapped[str]
     device: Mapped[str] = mapped_column(default="")

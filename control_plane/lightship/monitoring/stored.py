@@ -1,0 +1,101 @@
+"""Monitoring: a device's windows as rows of the database, and back.
+
+Rules:
+* what is searched has a column; all else of a window is one MessagePack of the contract's own `WindowCounts`, so that
+  merging late labels into it is the contract's addition;
+* a part that is absent was not counted: by an older agent, or since the profile has none;
+* what a device says of its windows is believed only as far as the counts fit together.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from lightship.storage.models import PendingLabels, WindowRow
+from lightship_agent.contract.codes import DataError
+from lightship_agent.contract.messages import Counts, Labels, Together, Window
+from lightship_agent.contract.moments import Products
+from lightship_agent.contract.profile import WindowCounts
+from lightship_agent.contract.wire import decode, encode
+
+_NOTHING: Final = WindowCounts(rows=0, counts=())
+
+
+class StoredProducts(msgspec.Struct, frozen=True, kw_only=True):
+    """Products over the windows `first` to that of the row, both included."""
+
+    first: int
+    products: Products
+
+
+def window_row(device: str, window: Window, pending: PendingLabels | None) -> WindowRow:
+    """A new row, with the labels that came before it."""
+    more = _rest(window.content()) + _more(pending)
+    return WindowRow(
+        device=device,
+        digest=window.digest,
+        w=window.w,
+        model=window.model,
+        version=window.version,
+        opened_at=window.opened,
+        closed_at=window.t,
+        rows=window.rows,
+        invalid=window.invalid,
+        counts=encode(window.counts),
+        predictions=list(window.predictions),
+        scores=encode(window.scores),
+        labelled=pending.labelled if pending else 0,
+        errors=pending.errors if pending else 0,
+        more=_packed(more),
+    )
+
+
+def add_labels(row: WindowRow | PendingLabels, labels: Labels) -> None:
+    """Add late labels to a window, or to what waits for it; residuals of another layout than before are left out."""
+    row.labelled += labels.labelled
+    row.errors += min(labels.errors, labels.labelled)
+    late = WindowCounts(rows=0, counts=(), residuals=labels.residuals, residual_sums=labels.residual_sums)
+    try:
+        row.more = _packed(_more(row) + late)
+    except DataError:
+        return
+
+
+def add_products(row: WindowRow, together: Together) -> None:
+    """Keep the products of a window and of those before it; the first ones stand."""
+    if not row.together:
+        row.together = encode(StoredProducts(first=together.first, products=together.products))
+
+
+def content(row: WindowRow) -> WindowCounts:
+    """All counts of a stored window but its products."""
+    return msgspec.structs.replace(
+        _more(row),
+        rows=row.rows,
+        counts=decode(row.counts, Counts),
+        predictions=tuple(row.predictions),
+        scores=decode(row.scores, Counts),
+        labelled=row.labelled,
+        errors=row.errors,
+        invalid=row.invalid,
+    )
+
+
+def products(row: WindowRow) -> StoredProducts | None:
+    """The products that were told with this window, and since which window they count."""
+    return decode(row.together, StoredProducts) if row.together else None
+
+
+def _rest(counts: WindowCounts) -> WindowCounts:
+    """Of a window's counts, those without a column."""
+    return msgspec.structs.replace(counts, rows=0, counts=(), predictions=(), scores=(), invalid=0)
+
+
+def _more(row: WindowRow | PendingLabels | None) -> WindowCounts:
+    return decode(row.more, WindowCounts) if row is not None and row.more else _NOTHING
+
+
+def _packed(more: WindowCounts) -> bytes:
+    return b"" if more == _NOTHING else encode(more)
