@@ -63,7 +63,7 @@ class Reconciler:
         self._holder = secrets.token_hex(6)
         self._bundles = BundleCache(home.artifacts)
         policy = PolicySettings(propose=settings.retrain != "off")
-        self._watch = Watch(bundle_of=self._bundles, drift=drift_settings(settings), policy=policy)
+        self._watch = Watch(self._bundles, drift_settings(settings), policy, rollouts.take_back)
         self._retrain = RetrainRunner(home, settings)
         self._stop = threading.Event()
         self._renewed = self._noted = 0.0

@@ -200,6 +200,14 @@ def running(session: Session, digest: str) -> list[str]:
     return [d.id for d in session.scalars(query) if any(x.get("digest") == digest for x in d.running)]
 
 
+def take_back(session: Session, model: str, digest: str, reason: str) -> None:
+    """Abort, with the way back, every rollout under way of a bundle that monitoring has found worse."""
+    for row in active(session):
+        plan = plan_of(row)
+        if (plan.model, plan.digest) == (model, digest) and row.status in ("running", "paused"):
+            intervene(session, row.id, "abort", actor=ACTOR, reason=reason, revert=True)
+
+
 def pause_version(session: Session, model: str, version: int, *, actor: str, reason: str) -> tuple[str, ...]:
     """Pause every running rollout of a version, until it is decided what becomes of it; their ids."""
     mine = [row for row in active(session) if (row.model, row.version, row.status) == (model, version, "running")]

@@ -19,21 +19,27 @@ offset of its own above the floor does alarm.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from lightship_agent.contract.codes import DriftError
-from lightship_agent.contract.profile import ReferenceProfile, WindowCounts
+from lightship_agent.contract.profile import SCORE_BINS, ReferenceProfile, WindowCounts
 
 from . import conformal
 from .calibration import Calibration
+from .cbpe import estimate
 from .drift_settings import DriftSettings
 from .ladder import Ladder
 from .layout import Block, Layout
 from .memory import NEVER, Memory
+from .performance import Labelled, judge_errors
 from .two_sample import psi_debiased, psi_exceeds
-from .verdict import Alarm, Calibrated, FeatureShift, QualityFault, Verdict
+from .verdict import Alarm, Calibrated, Estimate, FeatureShift, QualityFault, Verdict
+
+#: The name of the stream of labelled errors.
+ERRORS: Final = "errors"
 
 
 class Step(NamedTuple):
@@ -68,6 +74,7 @@ def watch_stream(
     memory: Memory | None,
     key: str,
     importances: Mapping[str, float] | None = None,
+    labels: Sequence[Labelled] = (),
 ) -> Step:
     """Judge the last of `windows`, and the blocks that end with it, in the light of what is remembered.
 
@@ -85,6 +92,7 @@ def watch_stream(
         memory: what the call for the window before gave; None at first. One of other streams starts afresh.
         key: of the stream; ties of ranks are broken by it.
         importances: mean |attribution| per feature, from the manifest; ranks the evidence.
+        labels: what labels have said so far of the windows up to this one.
 
     Raises:
         DriftError: drift.unknown when there is no window.
@@ -93,7 +101,33 @@ def watch_stream(
     layout = Layout(profile, settings, importances or {})
     if memory is None or not memory.fits(layout, settings):
         memory = Memory.fresh(layout, settings)
-    return Step(*_judge(layout, windows, first_window, settings, memory, key))
+    verdict, memory = _judge(layout, windows, first_window, settings, memory, key)
+    performance = judge_errors(labels, profile.errors, profile.labelled, settings)
+    verdict = msgspec.structs.replace(
+        verdict, performance=performance, estimate=_estimate(profile, windows, settings.history)
+    )
+    return Step(_with_errors(verdict) if performance and performance.alarm else verdict, memory)
+
+
+def _with_errors(verdict: Verdict) -> Verdict:
+    """Labels that say the model has become worse are critical at once: their evidence is sequential already."""
+    assert verdict.performance is not None
+    since = verdict.performance.since
+    span = verdict.window + 1 - since
+    alarm = Alarm(name=ERRORS, kind="performance", level_windows=max(span, 1), first_window=since, confirmed=True)
+    return msgspec.structs.replace(verdict, level="critical", alarms=(alarm, *verdict.alarms))
+
+
+def _estimate(profile: ReferenceProfile, windows: Sequence[WindowCounts], most: int) -> Estimate | None:
+    """What the scores of the latest windows let expect."""
+    classes = len(profile.predictions)
+    if not (classes and profile.hits and profile.scores):
+        return None
+    recent = np.sum([w.scores for w in windows[-most:] if len(w.scores) == len(profile.scores)], axis=0)
+    if not np.any(recent):
+        return None
+    shape = (classes, SCORE_BINS)
+    return estimate(np.reshape(recent, shape), np.reshape(profile.hits, shape), np.reshape(profile.scores, shape))
 
 
 def _judge(
@@ -157,6 +191,9 @@ def _learn(facts: _Facts, due: list[Block], standing: list[Block], last: int) ->
     counts = layout.cells(ladder.counts(Block(last, 1))[None, :])[0]
     statistics = {b: ladder.statistics[b] for b in due}
     # Who has a history doesn't learn from what stands out of it; who has none yet must see all there is.
+    smallest = min(due, key=lambda b: b.size, default=None)
+    if smallest:
+        healthy &= ladder.enough[smallest]
     healthy &= quiet | ~facts.calibration.ready
     return facts.memory.learn(statistics, counts, last, healthy=healthy, quiet=quiet, settings=settings)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightship_agent.contract.codes import DataError
-from lightship_agent.contract.profile import SCORE_BINS, ReferenceProfile, WindowCounts
+from lightship_agent.contract.profile import SCORE_BINS, FeatureBins, ReferenceProfile, WindowCounts
 
 from .drift_settings import DriftSettings
 from .verdict import StreamKind
@@ -23,8 +23,10 @@ Counts = npt.NDArray[np.int64]
 
 #: Bins per feature that the tests keep: finer ones cost power and tell no more.
 TEST_BINS: Final = 10
-#: The name of the stream of predicted classes.
+#: The name of the stream of predictions: classes, or a regressor's values.
 PREDICTIONS: Final = "prediction"
+#: The name of the stream of D², the distance of a row from the middle of the reference: how features go together.
+TOGETHER: Final = "features together"
 
 
 class Block(NamedTuple):
@@ -72,9 +74,13 @@ class Layout:
             self.kinds.append("prediction")
         self.names += [f"score of {_label(profile, int(c))}" for c in self._scored]
         self.kinds += ["score"] * len(self._scored)
+        self._further = [(name, kind, bins) for name, kind, bins in _further(profile) if bins.counts]
+        self.names += [name for name, _, _ in self._further]
+        self.kinds += [kind for _, kind, _ in self._further]
         self.streams = len(self.names)
         self._place()
-        vector = np.concatenate([profile.counts, np.asarray(profile.predictions, np.int64), scores.ravel()])
+        more = [np.asarray(bins.counts, np.int64) for _, _, bins in self._further]
+        vector = np.concatenate([profile.counts, np.asarray(profile.predictions, np.int64), scores.ravel(), *more])
         self.raw_reference = vector
         self.reference = self.cells(vector[None, :])[0]
         self.quality_reference = [vector[part].tolist() for part in self.raw[: len(self.kept)]]
@@ -109,6 +115,10 @@ class Layout:
             place(base, list(range(self.classes)), self.classes)
         for c in self._scored:
             place(base + self.classes + int(c) * SCORE_BINS, list(range(0, SCORE_BINS, 2)), SCORE_BINS)
+        at = base + self.classes + len(self.profile.scores)
+        for _, _, bins in self._further:
+            place(at, merge_starts(bins.cells - 3), bins.cells)
+            at += bins.cells
         self._starts = np.asarray(starts, dtype=np.intp)
         self._rows = np.asarray(rows, dtype=np.intp)
         self._columns = np.asarray(columns, dtype=np.intp)
@@ -133,7 +143,13 @@ class Layout:
         found = (len(window.counts), len(window.predictions), len(window.scores))
         if found != expected:
             raise DataError("data.profile-mismatch", f"Expected {expected} counts, found {found}.")
-        return np.array(window.counts + window.predictions + window.scores, dtype=np.int64)
+        told = {TOGETHER: window.distances, PREDICTIONS: window.values}
+        more: list[int] = []
+        for name, _, bins in self._further:
+            # What a window doesn't tell, or tells of other bins, is not counted: it has no rows there.
+            counts = told[name]
+            more += counts if len(counts) == bins.cells else [0] * bins.cells
+        return np.array([*window.counts, *window.predictions, *window.scores, *more], dtype=np.int64)
 
     def cells(self, vectors: Counts) -> Counts:
         """The streams' merged cells `[blocks, streams, depth]` of flat vectors `[blocks, cells]`; 0 where padded."""
@@ -141,6 +157,16 @@ class Layout:
         if len(self._starts):
             out[:, self._rows, self._columns] = np.add.reduceat(vectors[:, : self._end], self._starts, axis=1)
         return out[:, : self.streams]
+
+
+def _further(profile: ReferenceProfile) -> list[tuple[str, StreamKind, FeatureBins]]:
+    """The streams besides features, classes and scores."""
+    found: list[tuple[str, StreamKind, FeatureBins]] = []
+    if profile.moments is not None and profile.moments.distance is not None:
+        found.append((TOGETHER, "joint", profile.moments.distance))
+    if profile.values is not None:
+        found.append((PREDICTIONS, "prediction", profile.values))
+    return found
 
 
 def _label(profile: ReferenceProfile, index: int) -> str:

@@ -6,12 +6,14 @@ Rules of this room:
   `recovery` clean evaluations that could have seen what opened it;
 * handing in the same verdict again, or an older one, changes nothing;
 * everything is keyed by (device, bundle digest): another model is another stream, and starts afresh;
+* errors and broken data of most devices take back a version that is being rolled out; a shift of the inputs never does;
 * one sick device is quarantined, not learned from; a retrain is proposed when the fleet drifts and keeps drifting,
   once per fleet event, and never rolls anything back: covariate drift is no proof of a worse model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -24,6 +26,8 @@ from .verdict import Alarm, Verdict
 
 #: A device that drifted longer than this before the fleet did was sick on its own.
 FOLLOW_WINDOWS: Final = 3
+
+_BROKEN: Final = ("missing", "range", "stuck")
 
 Severity = Literal["warning", "critical"]
 
@@ -156,7 +160,16 @@ class ProposeRetrain(msgspec.Struct, frozen=True, kw_only=True, tag="propose-ret
     excluded: tuple[str, ...]  # quarantined
 
 
-Action = OpenAlarm | ConfirmAlarm | CloseAlarm | Quarantine | ReleaseQuarantine | FleetAlarm | ProposeRetrain
+class RollBack(msgspec.Struct, frozen=True, kw_only=True, tag="roll-back"):
+    """Most devices with a bundle err more than they may, or get broken data: take it back where it is rolled out."""
+
+    digest: str
+    at: float
+    devices: tuple[str, ...]
+    reason: str
+
+
+Action = OpenAlarm | ConfirmAlarm | CloseAlarm | Quarantine | ReleaseQuarantine | FleetAlarm | ProposeRetrain | RollBack
 
 
 def decide(
@@ -187,6 +200,7 @@ def decide(
         actions.extend(followed)
         if before.event and not tracks[key].event and quarantined.pop(key, None) is not None:
             actions.append(ReleaseQuarantine(key=key, at=now, reason="recovered"))
+    actions.extend(_roll_back(verdicts, actions, now))
     event = _fleet_event(state.fleet, tracks, fleet, now)
     if settings.quarantine:
         actions.extend(_quarantine(tracks, quarantined, fleet, event, now))
@@ -257,6 +271,20 @@ def _alarmed(
     if critical and not event.confirmed:
         return carried, [ConfirmAlarm(key=key, at=now, window=window, names=names)]
     return carried, []
+
+
+def _roll_back(verdicts: Mapping[StreamKey, Verdict], actions: Sequence[Action], now: float) -> list[Action]:
+    """Errors and broken data of at least two, and half, of a bundle's devices. One alone is a sick device."""
+    fresh = {a.key.digest for a in actions if isinstance(a, OpenAlarm | ConfirmAlarm)}
+    found: list[Action] = []
+    for digest in sorted(fresh):
+        serving = {k.device: v for k, v in sorted(verdicts.items()) if k.digest == digest}
+        for kinds, words in ((("performance",), "err more than they may"), (_BROKEN, "get data that is broken")):
+            worse = tuple(d for d, v in serving.items() if any(a.confirmed and a.kind in kinds for a in v.alarms))
+            if len(worse) >= max(2, math.ceil(len(serving) / 2)):
+                reason = f"{len(worse)} of {len(serving)} devices that serve this version {words}."
+                found.append(RollBack(digest=digest, at=now, devices=worse, reason=reason))
+    return found
 
 
 def _fleet_event(

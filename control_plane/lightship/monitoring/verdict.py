@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
-StreamKind = Literal["feature", "prediction", "score"]
-AlarmKind = Literal["shift", "missing", "range", "stuck"]
+StreamKind = Literal["feature", "prediction", "score", "joint"]
+AlarmKind = Literal["shift", "missing", "range", "stuck", "performance"]
 Level = Literal["ok", "warning", "critical"]
 
 
@@ -69,6 +69,32 @@ class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
     away: tuple[str, ...]  # streams that have differed from the training data since the device was looked at first
 
 
+class Performance(msgspec.Struct, frozen=True, kw_only=True):
+    """What labels say."""
+
+    labelled: int  # since `since`
+    errors: int
+    rate: float
+    expected: float  # of the held-out rows
+    tolerated: float  # and the floor above it
+    since: int  # the window in which the errors seem to have risen, or the first one
+    evidence: float  # relative to the line: an alarm at 1
+    alarm: bool
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What scores let expect where labels don't come."""
+
+    rows: int
+    accuracy: float
+    low: float  # 95 % interval, of the rows and of the calibration
+    high: float
+    expected: float  # of the held-out rows
+    f1: float | None  # of class 1 of two
+    auc: float | None  # of two classes
+    blind_spot: str
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What one evaluation of one stream of windows says.
 
@@ -85,4 +111,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     quality: tuple[QualityFault, ...]
     p_value: float | None  # of the device as a whole, corrected for the number of tests; None: nothing to test
     calibrated: Calibrated | None = None  # None: judged without a memory
+    performance: Performance | None = None  # None: no labels
+    estimate: Estimate | None = None  # None: the model gives no scores, or nobody counted what they are worth
     record: dict[str, int] = {}  # streams whose alarm of record stands, and since which window

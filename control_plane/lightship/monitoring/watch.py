@@ -33,12 +33,15 @@ from .drift import shift_table, watch_stream
 from .drift_settings import DriftSettings
 from .fleet import judge_fleet
 from .memory import Memory
+from .performance import Labelled
 from .stored import content
 from .verdict import Verdict
 
 log = logging.getLogger(__name__)
 ACTOR = "lightship:monitoring"
 BundleOf = Callable[[str], Bundle]
+#: Session, model, digest, reason.
+TakeBack = Callable[[Session, str, str, str], None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Watch:
     bundle_of: BundleOf  # digest -> bundle
     drift: DriftSettings
     policy: p.PolicySettings
+    take_back: TakeBack | None = None  # ends the rollout of a bundle, where one is under way
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]
         keyed = {p.StreamKey(d.id, d.running_digest): v for d, v in latest.items()}
         state, actions = p.decide(state, keyed, fleet, model=model, now=now / 1_000, settings=watch.policy)
         for action in actions:
-            _carry_out(session, action, model, now)
+            _carry_out(session, watch, action, model, now)
         if state.fleet is None:
             _close_fleet_alarms(session, model, now)
     if row is None:
@@ -145,6 +149,7 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
     nothing = empty_counts(bundle.profile)
     counts = {w: _fitting(only_fitting(window_counts(r), bundle.profile), nothing) for w, r in rows.items()}
     memory = _recall(session, device)
+    labels = _labels(session, device)
     key = f"{device.id} {device.running_digest}"
     for w, row in rows.items():
         if row.judged:
@@ -152,10 +157,19 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
         # A window that was lost on the way is an empty one, so that the blocks of the ladder stay aligned.
         first = max(min(rows), w + 1 - watch.drift.history)
         recent = [counts.get(n, nothing) for n in range(first, w + 1)]
-        verdict, memory = watch_stream(bundle.profile, recent, first, watch.drift, memory, key, importances)
+        told = [label for label in labels if label.window <= w]
+        verdict, memory = watch_stream(bundle.profile, recent, first, watch.drift, memory, key, importances, told)
         table = shift_table(bundle.profile, counts[w], watch.drift, importances)
         features = [s.psi for s in table if s.kind == "feature" and np.isfinite(s.psi)]
         yield Judged(device.id, device.running_digest, w, verdict, float(max(features, default=0.0)), memory)
+
+
+def _labels(session: Session, device: Device) -> list[Labelled]:
+    """What labels have said of a device's present bundle, window by window."""
+    query = select(WindowRow.w, WindowRow.labelled, WindowRow.errors).where(
+        WindowRow.device == device.id, WindowRow.digest == device.running_digest, WindowRow.labelled > 0
+    )
+    return [Labelled(w, labelled, errors) for w, labelled, errors in session.execute(query.order_by(WindowRow.w))]
 
 
 def _recall(session: Session, device: Device) -> Memory | None:
@@ -189,7 +203,7 @@ def _verdict(device: Device) -> Verdict:
     return msgspec.convert(device.verdict["verdict"], Verdict)
 
 
-def _carry_out(session: Session, action: p.Action, model: str, now: int) -> None:
+def _carry_out(session: Session, watch: Watch, action: p.Action, model: str, now: int) -> None:
     match action:
         case p.OpenAlarm():
             _open(session, action.key, model, now, level=action.severity, names=action.names)
@@ -214,6 +228,9 @@ def _carry_out(session: Session, action: p.Action, model: str, now: int) -> None
             )
         case p.ProposeRetrain():
             _propose(session, action, model, now)
+        case p.RollBack():
+            if watch.take_back is not None:
+                watch.take_back(session, model, action.digest, action.reason)
 
 
 def _open(session: Session, key: p.StreamKey, model: str, now: int, *, level: str, names: tuple[str, ...]) -> None:

@@ -21,10 +21,11 @@ from lightship.monitoring.policy import (
     ProposeRetrain,
     Quarantine,
     ReleaseQuarantine,
+    RollBack,
     StreamKey,
     decide,
 )
-from lightship.monitoring.verdict import Alarm, Verdict
+from lightship.monitoring.verdict import Alarm, AlarmKind, Verdict
 from lightship_agent.contract.codes import SettingsError
 from lightship_agent.contract.profile import WindowCounts
 
@@ -292,3 +293,26 @@ def test_rows_in_actions_out_a_stuck_sensor_and_then_a_changed_world() -> None:
     assert desk.count(ReleaseQuarantine) == 0
     assert desk.count(FleetAlarm) == 1
     assert [(a.devices, a.excluded) for a in proposals] == [(("d0", "d1", "d2", "d3"), ("d4",))]
+
+
+# -- taking a version back ----------------------------------------------------------------------------------------
+
+
+def erring(window: int, kind: AlarmKind = "performance") -> Verdict:
+    alarm = Alarm(name="errors", kind=kind, level_windows=1, first_window=window, confirmed=True)
+    return msgspec.structs.replace(verdict(window), level="critical", alarms=(alarm,))
+
+
+def test_a_version_with_which_most_devices_err_is_taken_back_once() -> None:
+    desk = Desk()
+    fleet = {StreamKey(f"d{i}", NEW): erring(5) if i < 2 else verdict(5) for i in range(4)}
+    assert RollBack in desk.see(fleet)
+    again = {key: msgspec.structs.replace(v, window=6) for key, v in fleet.items()}
+    assert RollBack not in desk.see(again)
+
+
+@pytest.mark.parametrize("kind", ["shift", "performance", "stuck"])
+def test_one_device_alone_and_shifts_of_inputs_take_nothing_back(kind: AlarmKind) -> None:
+    alone = {StreamKey(f"d{i}", NEW): erring(5, kind) if not i else verdict(5) for i in range(4)}
+    assert RollBack not in Desk().see(alone)
+    assert RollBack not in Desk().see({StreamKey(f"d{i}", NEW): erring(5, "shift") for i in range(4)})
