@@ -97,6 +97,7 @@ class Agent:
         self._monitor = Monitor(
             settings.window_rows,
             settings.share_labelled_rows,
+            min_age_ms=int(settings.window_min_seconds * 1_000),
             max_age_ms=int(settings.window_max_seconds * 1_000),
             resume=self._load_positions(),
         )

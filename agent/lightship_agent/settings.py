@@ -70,7 +70,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("poll_seconds", "900", "How often to look for an assignment without being poked.", "s"),
     Setting("report_seconds", "60", "How often to send a heartbeat and what has been counted.", "s"),
-    Setting("window_rows", "200", "Rows per drift window.", "rows"),
+    Setting("window_rows", "200", "Rows that a drift window has at least.", "rows"),
+    Setting(
+        "window_min_seconds", "3600", "A window that is younger takes more rows; 0 for windows of `window_rows`.", "s"
+    ),
     Setting("window_max_seconds", "3600", "A window that is not full is closed after this time.", "s"),
     Setting("soak_seconds", "30", "How long a new model must serve without failing before it is committed.", "s"),
     Setting("reach_seconds", "120", "How long the control plane may be unreachable after a swap.", "s"),
@@ -165,6 +168,7 @@ class Settings:
     poll_seconds: float
     report_seconds: float
     window_rows: int
+    window_min_seconds: float
     window_max_seconds: float
     soak_seconds: float
     reach_seconds: float

@@ -38,6 +38,7 @@ QUICK = {
     "SOAK_SECONDS": "0.3",
     "REACH_SECONDS": "3",
     "REPORT_SECONDS": "0.5",
+    "WINDOW_MIN_SECONDS": "0",
     "POLL_SECONDS": "30",
     "HTTP_PORT": "0",
 }

@@ -58,6 +58,7 @@ class Monitor:
         share_rows: labelled rows sent per collect; 0, the default, sends none and keeps none.
         ring_rows: rows a ring holds between two collects.
         remember_rows: predictions per model name that labels may still come for.
+        min_age_ms: a window younger than this takes more rows than `window_rows`.
         max_age_ms: a window older than this is closed with the rows it has; None waits for all of them.
         resume: next window number by bundle digest, from `positions` of an earlier life.
     """
@@ -69,6 +70,7 @@ class Monitor:
         *,
         ring_rows: int = 4_096,
         remember_rows: int = 20_000,
+        min_age_ms: int = 0,
         max_age_ms: int | None = None,
         resume: Mapping[str, int] | None = None,
     ) -> None:
@@ -76,7 +78,7 @@ class Monitor:
         self._share_rows = share_rows
         self._ring_rows = ring_rows
         self._remember_rows = remember_rows
-        self._max_age_ms = max_age_ms
+        self._min_age_ms, self._max_age_ms = min_age_ms, max_age_ms
         self._next_window: dict[str, int] = dict(resume or {})
         self._streams: dict[str, _Stream] = {}
         self._serving: dict[str, _Stream] = {}
@@ -206,7 +208,10 @@ class Monitor:
             stream = self._streams.get(model.digest)
             if stream is None:
                 first = self._next_window.get(model.digest, 0)
-                stream = _Stream(model.described(), self._window_rows, self._ring_rows, first)
+                counts = StreamMonitor(
+                    model.described(), self._window_rows, first_window=first, min_age_ms=self._min_age_ms
+                )
+                stream = _Stream(counts, self._ring_rows)
                 # Assigned whole, so that `observe` may read without the lock.
                 self._streams = {**self._streams, model.digest: stream}
                 self._ledgers.setdefault(model.name, PredictionLedger(self._remember_rows, self._share_rows))
@@ -215,7 +220,7 @@ class Monitor:
     def _note_time(self, now_ms: int) -> None:
         if now_ms < self._now_ms - _SET_BACK_MS:
             for stream in self._streams.values():
-                stream.counts.set_back()
+                stream.counts.set_back(now_ms)
         self._now_ms = now_ms
 
     def _drain(self) -> None:
@@ -227,12 +232,12 @@ class Monitor:
             block = stream.ring.drain()
             stream.idle = not len(block)
             if len(block):
-                self._remember(stream, block)
+                self._remember(stream, block, now)
                 self._closed += stream.counts.push(block.rows, block.labels, block.top_scores, now)
 
-    def _remember(self, stream: _Stream, block: Block) -> None:
+    def _remember(self, stream: _Stream, block: Block, now_ms: int) -> None:
         ledger = self._ledgers[stream.key.model]
-        windows = stream.counts.windows_of(len(block))
+        windows = stream.counts.windows_of(len(block), now_ms)
         said = (block.labels if stream.key.labels else block.top_scores).tolist()
         for request in block.requests:
             skipped = max(0, -request.first)
@@ -256,7 +261,7 @@ class Monitor:
         expired = (
             self._max_age_ms is not None and counts.opened_ms is not None and now - counts.opened_ms >= self._max_age_ms
         )
-        if replaced or expired:
+        if replaced or expired or counts.is_due(now):
             self._closed += counts.flush(now, last=replaced)
         if replaced and stream.idle:
             self._aside += counts.take_aside()
@@ -272,13 +277,14 @@ class Monitor:
 class _Stream:
     """What belongs to one bundle."""
 
-    def __init__(self, model: LoadedModel, window_rows: int, ring_rows: int, first_window: int) -> None:
+    def __init__(self, counts: StreamMonitor, ring_rows: int) -> None:
+        model = counts.model
         labels = model.outputs.labels if model.outputs.task == "classification" else ()
         residuals = model.profile.residuals
         meter = None if labels or residuals is None else ResidualMeter(residuals)
         self.key = StreamKey(model.name, model.digest, model.schema_digest, labels, meter)
         self.ring = RowRing(ring_rows, model.schema.width)
-        self.counts = StreamMonitor(model, window_rows, first_window=first_window)
+        self.counts = counts
         self.invalid = 0
         self.why: tuple[QualityCount, ...] = ()
         self.idle = False

@@ -1,10 +1,10 @@
 """Monitor: the rows of one model become windows of counts.
 
 Rules:
-* a stream is one bundle and one schema; its rows have positions from 0, and row k belongs to window
-  k // window_rows, however the rows were pushed;
-* a window closes when its last position is taken, or early by `flush`, after which the next row starts the next
-  window: a window number is never used twice;
+* a stream is one bundle and one schema; a window closes when it has `window_rows` rows and is `min_age_ms` old, and
+  takes more rows until then: whoever predicts a thousand times as often sends no more windows. Without a least age, row
+  k belongs to window k // window_rows, however the rows were pushed;
+* `flush` closes it early; a window number is never used twice;
 * time comes from the caller; counts are those of the contract and nothing else;
 * products of features travel with every `TOGETHER`th window, for all since the last time.
 
@@ -13,7 +13,7 @@ Source of the design: fixed reference-quantile bins, additive counts, windows by
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,14 @@ from .tally import Tally
 TOGETHER: Final = 8
 
 
+class _Part(NamedTuple):
+    """The next rows that go into one window, and whether it closes after them."""
+
+    window: int
+    rows: int
+    closes: bool
+
+
 class StreamMonitor:
     """Counts one stream.
 
@@ -36,12 +44,15 @@ class StreamMonitor:
         model: whose profile gives the bins.
         window_rows: rows per window, 1 or more.
         first_window: the number of the first window, above any this stream has used before.
+        min_age_ms: wall milliseconds that a window is open at least, unless it is flushed.
     """
 
-    def __init__(self, model: LoadedModel, window_rows: int, *, first_window: int = 0) -> None:
+    def __init__(self, model: LoadedModel, window_rows: int, *, first_window: int = 0, min_age_ms: int = 0) -> None:
         self.model = model
         self._window_rows = window_rows
-        self._position = first_window * window_rows
+        self._min_age_ms = min_age_ms
+        #: The number of the window the next row belongs to, unless `is_due`: all below are closed.
+        self.window = first_window
         self._tally = Tally(model.profile)
         self._finder = FaultFinder(model.profile)
         self._faults = FaultBook()
@@ -50,16 +61,6 @@ class StreamMonitor:
         self._opened: int | None = None
         self._invalid = 0
         self._quality: tuple[QualityCount, ...] = ()
-
-    @property
-    def position(self) -> int:
-        """The position the next row will have."""
-        return self._position
-
-    @property
-    def window(self) -> int:
-        """The number of the window the next row belongs to: all below are closed."""
-        return self._position // self._window_rows
 
     @property
     def open_rows(self) -> int:
@@ -71,16 +72,14 @@ class StreamMonitor:
         """When the open window got its first row or refusal, None while it is empty."""
         return self._opened
 
-    def windows_of(self, rows: int) -> list[int]:
-        """The window numbers the next `rows` rows will belong to."""
-        windows: list[int] = []
-        at, end = self._position, self._position + rows
-        while at < end:
-            window = at // self._window_rows
-            stop = min(end, (window + 1) * self._window_rows)
-            windows += [window] * (stop - at)
-            at = stop
-        return windows
+    def is_due(self, now_ms: int) -> bool:
+        """Whether the open window has all its rows and its age."""
+        full = self._opened is not None and self._tally.rows >= self._window_rows
+        return full and now_ms - (self._opened or 0) >= self._min_age_ms
+
+    def windows_of(self, rows: int, now_ms: int) -> list[int]:
+        """The window numbers the next `rows` rows will belong to, if they are pushed at that time."""
+        return [part.window for part in self._parts(rows, now_ms) for _ in range(part.rows)]
 
     def push(
         self,
@@ -98,16 +97,31 @@ class StreamMonitor:
             now_ms: wall milliseconds.
         """
         closed, at = [], 0
-        while at < len(rows):
-            room = self._window_rows - self._position % self._window_rows
-            end = min(len(rows), at + room)
-            self._open(now_ms)
-            self._tally.count(rows[at:end], labels[at:end], tops[at:end])
-            self._position += end - at
-            if end - at == room:
+        for part in self._parts(len(rows), now_ms):
+            end = at + part.rows
+            if part.rows:
+                self._open(now_ms)
+                self._tally.count(rows[at:end], labels[at:end], tops[at:end])
+            if part.closes:
                 closed.append(self._close(now_ms))
             at = end
         return closed
+
+    def _parts(self, rows: int, now_ms: int) -> list[_Part]:
+        """How the next rows are shared out among windows."""
+        parts, window, held = [], self.window, self._tally.rows
+        opened = now_ms if self._opened is None else self._opened
+        if self.is_due(now_ms):
+            parts.append(_Part(window, 0, closes=True))
+            window, held, opened = window + 1, 0, now_ms
+        while rows:
+            young = now_ms - opened < self._min_age_ms
+            taken = rows if young else min(rows, max(1, self._window_rows - held))
+            closes = not young and held + taken >= self._window_rows
+            parts.append(_Part(window, taken, closes))
+            rows -= taken
+            window, held, opened = window + 1, 0, now_ms
+        return parts
 
     def refuse(self, rows: int, now_ms: int, why: Quality = ()) -> None:
         """Note rows that did not fit the schema in the open window."""
@@ -115,9 +129,10 @@ class StreamMonitor:
         self._invalid += rows
         self._quality = merge_quality(self._quality, why)
 
-    def set_back(self) -> None:
-        """Note that the clock was set back while the window was open."""
+    def set_back(self, now_ms: int) -> None:
+        """Note that the clock was set back while the window was open, whose age counts from now on."""
         if self._opened is not None:
+            self._opened = min(self._opened, now_ms)
             self._quality = merge_quality(self._quality, (QualityCount("clock", WHOLE, 1),))
 
     @property
@@ -141,8 +156,6 @@ class StreamMonitor:
             if last:
                 self._tell_products(self.window - 1, now_ms)
             return []
-        # An open window always has room for a row, so its successor begins above the position.
-        self._position = (self.window + 1) * self._window_rows
         return [self._close(now_ms, last=last)]
 
     def _open(self, now_ms: int) -> None:
@@ -150,9 +163,9 @@ class StreamMonitor:
             self._opened = now_ms
 
     def _close(self, now_ms: int, *, last: bool = False) -> Window:
-        """The window just completed: the position already stands at its successor's start."""
         assert self._opened is not None
-        number = self.window - 1
+        number = self.window
+        self.window += 1
         counts, extremes = self._tally.take()
         found = self._finder.find(counts, extremes)
         for change in self._faults.note(found, telling=counts.rows >= MIN_ROWS):

@@ -17,7 +17,14 @@ from tests.agent.link.field import until
 import lightship_agent
 
 PACKAGES = str(Path(lightship_agent.__file__).parents[1])
-QUICK = {"SOAK_SECONDS": "0.2", "REACH_SECONDS": "5", "REPORT_SECONDS": "0.5", "POLL_SECONDS": "30", "HTTP_PORT": "0"}
+QUICK = {
+    "SOAK_SECONDS": "0.2",
+    "REACH_SECONDS": "5",
+    "REPORT_SECONDS": "0.5",
+    "POLL_SECONDS": "30",
+    "HTTP_PORT": "0",
+    "WINDOW_MIN_SECONDS": "0",
+}
 
 
 def environment(state: Path, **settings: str) -> dict[str, str]:

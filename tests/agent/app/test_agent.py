@@ -37,7 +37,13 @@ def make_agent(field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         folder = tmp_path / name
         if not folder.exists():
             field.enrolled(name)
-        given = {"state_dir": str(folder), "http_port": "0", "report_seconds": "0.2", **settings}
+        given = {
+            "state_dir": str(folder),
+            "http_port": "0",
+            "report_seconds": "0.2",
+            "window_min_seconds": "0",
+            **settings,
+        }
         agent = Agent(load_settings({}, given))
         made.append((agent, start))
         if start:

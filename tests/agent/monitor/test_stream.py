@@ -121,12 +121,58 @@ def test_the_announced_windows_are_the_ones_the_rows_land_in(cuts: list[int], si
     closed: list[Window] = []
     at = 0
     for end in [*sorted(cuts), 300]:
-        announced += stream.windows_of(end - at)
+        announced += stream.windows_of(end - at, 1)
         closed += stream.push(rows[at:end], labels[at:end], tops[at:end], 1)
         at = end
     closed += stream.flush(2)
     assert [(w.w, w.rows) for w in closed] == [(w, announced.count(w)) for w in sorted(set(announced))]
     assert min(announced) == first
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 700)), min_size=1, max_size=30),
+    size=st.integers(1, 60),
+    least=st.integers(1, 2_000),
+)
+def test_a_window_is_never_younger_than_its_least_age_and_loses_no_row(
+    steps: list[tuple[int, int]], size: int, least: int
+) -> None:
+    stream = StreamMonitor(model(), size, min_age_ms=least)
+    rows, labels, tops = answered()
+    announced: list[int] = []
+    closed: list[Window] = []
+    now = 1_000
+    for count, later in steps:
+        now += later
+        announced += stream.windows_of(count, now)
+        closed += stream.push(rows[:count], labels[:count], tops[:count], now)
+    full = len(closed)
+    closed += stream.flush(now)
+
+    assert [(w.w, w.rows) for w in closed] == [(w, announced.count(w)) for w in sorted(set(announced))]
+    assert all(w.t - w.opened >= least and w.rows >= size for w in closed[:full])
+    assert sum(w.rows for w in closed) == sum(count for count, _ in steps)
+
+
+def test_a_full_window_that_grew_old_without_rows_is_due_and_the_next_row_closes_it() -> None:
+    stream = StreamMonitor(model(), 50, min_age_ms=1_000)
+    rows, labels, tops = answered()
+    assert stream.push(rows[:80], labels[:80], tops[:80], 0) == []
+    assert not stream.is_due(999)
+    assert stream.is_due(1_000)
+    (closed,) = stream.push(rows[:1], labels[:1], tops[:1], 1_500)
+
+    assert (closed.w, closed.rows, closed.t, stream.open_rows) == (0, 80, 1_500, 1)
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_window_open_for_ever() -> None:
+    stream = StreamMonitor(model(), 50, min_age_ms=1_000)
+    rows, labels, tops = answered()
+    stream.push(rows[:80], labels[:80], tops[:80], 10_000_000)
+    stream.set_back(5_000)
+
+    assert not stream.is_due(5_999)
+    assert stream.is_due(6_000)
 
 
 # Moments, distances, products, values --------------------------------------------------------------------------------

@@ -74,7 +74,16 @@ class WholeSystem:
 
     def start_device(self, device: str) -> None:
         """Start an agent that is enrolled."""
-        seconds = ("--poll-seconds", "1", "--report-seconds", "0.5", "--soak-seconds", "0.2")
+        seconds = (
+            "--poll-seconds",
+            "1",
+            "--report-seconds",
+            "0.5",
+            "--soak-seconds",
+            "0.2",
+            "--window-min-seconds",
+            "0",
+        )
         flags = ("--state-dir", str(self.folder / device), "--http-port", "0", *seconds, "--log-level", "debug")
         self._start(device, "lightship_agent", "run", *flags)
 
