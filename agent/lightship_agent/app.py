@@ -32,7 +32,8 @@ from .link.client import ControlPlane
 from .link.mqtt import MqttLink
 from .link.outbox import Outbox
 from .link.renewal import CertificateKeeper
-from .link.sender import RESEND_SECONDS, Sender
+from .link.ring import LAST_SEQ
+from .link.sender import RESEND_SECONDS, Parcel, Sender
 from .monitor.degraded import Degraded, Mode, state_of
 from .monitor.health import read_health
 from .monitor.monitor import Monitor
@@ -67,6 +68,8 @@ TICK_SECONDS = 1.0
 #: Without MQTT for so long, reports go over HTTPS.
 HTTPS_FALLBACK_SECONDS = 60.0
 LOW_DISK_MB = 50.0
+#: Of the outbox of events, beside that of reports: years of them.
+EVENTS_MB = 4
 
 
 class Agent:
@@ -152,9 +155,18 @@ class Agent:
             self._topics = MqttFace(self._plane, bindings, client_id=f"lightship-{self._identity.device}")
         self._http.bind()
         self._boot = self._next_boot()
-        self._outbox = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000)
+        # Events are few, and worth a sync each; reports are many, and share one.
+        reports = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000)
+        events = Outbox(self._dir / "outbox" / "events", limit_bytes=EVENTS_MB * 1_000_000, at_once=True)
+        self._reports, self._events = reports, events
         patience = settings.poll_seconds + RESEND_SECONDS
-        self._sender = Sender(self._outbox, self._boot, self._started, patience=patience)
+        self._sender = Sender(
+            (("event", events), ("tele", reports)),
+            self._boot,
+            self._started,
+            patience=patience,
+            rate=settings.drain_rate,
+        )
         # Every run has a name of its own: that is how the control plane notices a copy of this device.
         self._control = ControlPlane(self._identity, f"{secrets.token_hex(8)}:{self._boot}")
         self._certificate = CertificateKeeper(self._identity, self._control)
@@ -165,7 +177,7 @@ class Agent:
             store_bytes=settings.store_mb * 1_000_000,
         )
         self._updater = Updater(self._dir, self._identity, self._control, self, timing, bounds)
-        self._updater.on_acknowledged = self._outbox.acknowledge
+        self._updater.on_acknowledged = self._acknowledged
         self._mqtt_seen = self._started  # monotonic seconds of the last publish that the broker took
         self._mqtt: MqttLink | None = None
         if self._identity.info.broker is not None:
@@ -212,6 +224,8 @@ class Agent:
             self._send()
         except LightshipError as e:  # what can't be delivered now waits in the outbox for the next start
             log.info("close: %s: %s", e.code, e)
+        for outbox in (self._events, self._reports):
+            outbox.close()
         if self._mqtt is not None:
             self._mqtt.stop()
         self._control.close()
@@ -311,7 +325,7 @@ class Agent:
         )
         log.info("update to %s@%d: %s %s", target.model, target.version, action.step, action.code)
         fail_point("reporting", action.step)
-        self._outbox.append([record])
+        self._events.append([record])
         fail_point("reported", action.step)
         self._urgent.set()
 
@@ -340,30 +354,44 @@ class Agent:
             write_durably(self._dir / "windows.json", msgspec.json.encode(self._monitor.positions()))
         except StorageError as e:  # a full disk must not silence the device: the outbox goes on in memory
             log.warning("report: %s: %s", e.code, e)
-        for fault in records:
-            if isinstance(fault, Fault):
-                said = "data fault" if fault.raised else "data fault is over"
-                log.warning("%s: %s of %s is %s", said, fault.feature, fault.model, fault.kind)
-        self._outbox.append(records)
+        faults = [r for r in records if isinstance(r, Fault)]
+        for fault in faults:
+            said = "data fault" if fault.raised else "data fault is over"
+            log.warning("%s: %s of %s is %s", said, fault.feature, fault.model, fault.kind)
+        self._events.append(faults)
+        self._reports.append([r for r in records if not isinstance(r, Fault)])
 
     def _send(self) -> None:
-        packed = self._sender.next_batch()
-        while packed is not None and self._deliver(packed):
-            fail_point("sent")
-            self._sender.sent()
-            packed = self._sender.next_batch()
+        self._reports.tick()
+        for handle in self._mqtt.refusals() if self._mqtt is not None else ():
+            self._sender.refused(handle)
+        parcel = self._sender.next_batch()
+        while parcel is not None and self._deliver(parcel):
+            parcel = self._sender.next_batch()
 
-    def _deliver(self, packed: bytes) -> bool:
+    def _deliver(self, parcel: Parcel) -> bool:
         fail_point("sending")
-        if self._mqtt is not None and self._mqtt.publish("tele", packed):
+        if self._mqtt is not None and (handle := self._mqtt.publish(*parcel)):
             self._mqtt_seen = time.monotonic()
+            fail_point("sent")
+            self._sender.sent(handle)
             return True
         if self._mqtt is not None and time.monotonic() - self._mqtt_seen < HTTPS_FALLBACK_SECONDS:
             return False
-        epoch, stored = self._control.post_telemetry(packed)
-        self._outbox.acknowledge(epoch, stored)
-        self._sender.missing(epoch, stored + 1)
+        stored = self._control.post_telemetry(parcel.packed)
+        fail_point("sent")
+        self._sender.sent()
+        for epoch, seq in stored.acked:
+            self._acknowledged(epoch, seq)
+        # What was not stored is to go again; an answer without reasons says so by what it acknowledges.
+        if stored.acked and (stored.missing or stored.code):
+            epoch, seq = stored.acked[0]
+            self._sender.missing(epoch, stored.missing or ((seq + 1, LAST_SEQ),))
         return True
+
+    def _acknowledged(self, epoch: str, seq: int) -> None:
+        for outbox in (self._events, self._reports):
+            outbox.acknowledge(epoch, seq)
 
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(
@@ -383,7 +411,7 @@ class Agent:
         if verb == "check":
             self._updater.poke()
         elif verb == "resend":
-            self._sender.missing(command.e, command.first)
+            self._sender.missing(command.e, command.ranges or ((command.first, LAST_SEQ),))
 
     # What people ask of us ------------------------------------------------------------------------------------------
 
@@ -419,8 +447,8 @@ class Agent:
                 "server": self._identity.info.server,
                 "last_answer": self._updater.reached_at,
                 "mqtt": "off" if self._mqtt is None else "up" if self._mqtt.connected.is_set() else "down",
-                "outbox_records": self._outbox.depth,
-                "outbox_dropped": self._outbox.dropped,
+                "outbox_records": self._events.depth + self._reports.depth,
+                "outbox_dropped": self._events.dropped + self._reports.dropped,
             },
             "health": health,
         }
@@ -435,7 +463,9 @@ class Agent:
             reasons.append("serving.no-model")
         if self._updater.trust_code:
             reasons.append(self._updater.trust_code)
-        if self._outbox.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
+        if self._mqtt is not None and self._mqtt.taken_over:
+            reasons.append("link.taken-over")
+        if self._events.in_memory or self._reports.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
             reasons.append("storage.full")
         if self._updater.clock.is_behind:
             reasons.append("device.clock")
@@ -461,8 +491,8 @@ class Agent:
             "lightship_agent_shadow_failures_total": [Sample(self._mirror.failures_total)],
             "lightship_agent_shadow_dropped_rows_total": [Sample(self._mirror.dropped_total)],
             "lightship_agent_data_fault": [Sample(1, fault._asdict()) for fault in self._monitor.faults()],
-            "lightship_agent_outbox_records": [Sample(self._outbox.depth)],
-            "lightship_agent_outbox_dropped_total": [Sample(self._outbox.dropped)],
+            "lightship_agent_outbox_records": [Sample(self._events.depth + self._reports.depth)],
+            "lightship_agent_outbox_dropped_total": [Sample(self._events.dropped + self._reports.dropped)],
             "lightship_agent_update_state": [Sample(1, {"state": self._updater.state.phase})],
             "lightship_agent_update_waiting": [Sample(float(self._updater.state.waiting is not None))],
             "lightship_agent_update_penalties": [Sample(self._updater.penalised)],

@@ -80,6 +80,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("share_labelled_rows", "0", "Rows with labels to share per report, for retraining; 0 shares none.", "rows"),
     Setting("outbox_mb", "64", "Largest size of the on-disk outbox; beyond it the oldest reports go.", "MB"),
     Setting(
+        "drain_rate",
+        "20",
+        "Most messages a second of reports that waited, or that go again; what is new goes at once.",
+        "messages/s",
+    ),
+    Setting(
         "store_mb",
         "4000",
         "Most room that bundles and their downloads may take: what runs, what ran before, and what is on its way; 0: "
@@ -174,6 +180,7 @@ class Settings:
     reach_seconds: float
     share_labelled_rows: int
     outbox_mb: int
+    drain_rate: float
     store_mb: int
     bandwidth_kbps: int
     download_window: str
@@ -192,7 +199,7 @@ class Settings:
 
 
 MAX_PORT: Final = 65_535
-_POSITIVE: Final = {"poll_seconds", "report_seconds", "window_rows", "window_max_seconds", "outbox_mb"}
+_POSITIVE: Final = {"poll_seconds", "report_seconds", "window_rows", "window_max_seconds", "outbox_mb", "drain_rate"}
 
 
 def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | None] | None = None) -> Settings:

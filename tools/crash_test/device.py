@@ -46,7 +46,9 @@ QUICK = {
 CUT, STOPPED = "⚡", "⏹"
 PATIENCE = 90.0
 _SERVING = re.compile(r"serving \S+ version (\d+)")
-_VARYING = re.compile(r"^(outbox/[0-9a-f]{16}/\d{20}\.seg|tuf/root_history/\d+\.root\.json|bundles/[0-9a-f]{64}\.tar)$")
+_VARYING = re.compile(
+    r"^(outbox/(events/)?[0-9a-f]{16}/(\d{20}\.seg|spare|acked)|tuf/root_history/\d+\.root\.json|bundles/[0-9a-f]{64}\.tar)$"
+)
 
 
 class RowError(Exception):

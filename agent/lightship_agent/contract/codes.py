@@ -135,6 +135,7 @@ CODES: Final[dict[str, str]] = {
     "link.unreachable": "The server can't be reached.",
     "link.status": "The server answered with an unexpected status.",
     "link.slow": "The transfer was slower than its minimum rate or missed its deadline.",
+    "link.taken-over": "Another program has taken this device's MQTT session: two go by one name.",
     "link.broker": "No MQTT broker can be started or reached.",
     "update.probe-failed": "The bundle failed in the probe process.",
     "update.probe-timeout": "The probe process exceeded its time, CPU or memory.",

@@ -19,7 +19,14 @@ import httpx
 import msgspec
 
 from lightship_agent.contract.codes import EnrolError, LinkError, SettingsError
-from lightship_agent.contract.device_api import ACKED_HEADER, INSTANCE_HEADER, Paths, RenewReply, RenewRequest
+from lightship_agent.contract.device_api import (
+    ACKED_HEADER,
+    ALSO_ACKED_HEADER,
+    INSTANCE_HEADER,
+    Paths,
+    RenewReply,
+    RenewRequest,
+)
 
 from .identity import Identity, confirm, take_back
 
@@ -36,16 +43,23 @@ class Desired:
     """What the server said about this device: an envelope, if any, and how far it has stored our reports."""
 
     envelope: bytes | None
-    acked_epoch: str
-    acked_seq: int
+    acked: tuple[Acknowledged, ...] = ()
     date: str = ""  # the answer's Date header
 
 
 class Acknowledged(NamedTuple):
-    """How far the server has stored our reports."""
+    """How far the server has stored our reports of an epoch."""
 
     epoch: str
     seq: int
+
+
+class Stored(NamedTuple):
+    """What became of an envelope: why it was not stored, or ""; what its epoch misses; how far each epoch is stored."""
+
+    code: str
+    missing: tuple[tuple[int, int], ...]
+    acked: tuple[Acknowledged, ...]
 
 
 @dataclass(frozen=True)
@@ -63,10 +77,11 @@ class Reply:
         return self.body[:500].decode(errors="replace")
 
     @property
-    def acknowledged(self) -> Acknowledged:
+    def acknowledged(self) -> tuple[Acknowledged, ...]:
         """What the answer says about our reports; nothing, where it says nothing sensible."""
-        epoch, _, seq = self.headers.get(ACKED_HEADER, "").partition(":")
-        return Acknowledged(epoch, int(seq) if seq.isdecimal() else 0)
+        said = [self.headers.get(ACKED_HEADER, ""), *self.headers.get(ALSO_ACKED_HEADER, "")[:500].split(",")]
+        parts = [one.strip().partition(":") for one in said]
+        return tuple(Acknowledged(epoch, int(seq)) for epoch, _, seq in parts if seq.isdecimal() and len(seq) < 17)
 
     def refusal(self) -> EnrolError | LinkError:
         """What a refusal says, in the server's words where these are ours."""
@@ -97,6 +112,11 @@ class Reply:
             message = f"{self.url}: expected status {' or '.join(map(str, statuses))}, found {self.status}: {self.said}"
             raise LinkError("link.status", message)
         return self
+
+
+class _TelemetryReply(msgspec.Struct):
+    code: str = ""
+    missing: tuple[tuple[int, int], ...] = ()
 
 
 def ask(
@@ -240,15 +260,20 @@ class ControlPlane:
         headers = {"If-None-Match": f'"{seen_etag}"'} if seen_etag else {}
         reply = self._request("GET", Paths.ASSIGNMENT, headers=headers).expect(200, 204, 304)
         envelope = reply.body if reply.status == 200 else None
-        return Desired(envelope, *reply.acknowledged, date=reply.headers.get("date", ""))
+        return Desired(envelope, reply.acknowledged, date=reply.headers.get("date", ""))
 
-    def post_telemetry(self, packed: bytes) -> Acknowledged:
-        """Deliver an envelope over HTTPS, for sites where MQTT is blocked; how far our reports are stored now.
+    def post_telemetry(self, packed: bytes) -> Stored:
+        """Deliver an envelope over HTTPS, for sites where MQTT is blocked; what became of it.
 
         Raises:
             LinkError: link.unreachable, link.slow, link.status.
         """
-        return self._request("POST", Paths.TELEMETRY, content=packed).expect(200, 202).acknowledged
+        reply = self._request("POST", Paths.TELEMETRY, content=packed).expect(200, 202)
+        try:
+            said = msgspec.json.decode(reply.body, type=_TelemetryReply)
+        except UNREADABLE:
+            said = _TelemetryReply()  # what is acknowledged is in the head
+        return Stored(said.code, said.missing, reply.acknowledged)
 
     def renew(self, csr: bytes) -> bytes:
         """A fresh certificate chain for a fresh key.

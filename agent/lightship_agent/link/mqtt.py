@@ -2,8 +2,12 @@
 
 Rules:
 * MQTT is never trusted for integrity: it brings pokes, and carries reports that the outbox keeps anyway;
-* MQTT 5, a session that outlives connections (`clean_start=False` with expiry), one thread that owns the loop;
-* reconnects are driven here, with full jitter, because the library's own doubling has none;
+* MQTT 5, and 3.1.1 where the broker knows no other; a session that outlives connections; one thread that owns the loop;
+* reconnects are driven here, with full jitter, because the library's own doubling has none. Only a connection that held
+  for a minute makes us hasty again, and a broker that says it is busy is left alone for longer;
+* two programs under one name would take the session from each other for ever: whoever loses it stops, loudly, for an
+  hour;
+* the library is given no more than it may have on the way: what waits, waits in the outbox;
 * callbacks never block and never raise.
 """
 
@@ -13,6 +17,7 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -31,8 +36,19 @@ from .identity import Identity
 log = logging.getLogger(__name__)
 
 SESSION_EXPIRY: Final = 86_400  # s
-RETRY_BASE: Final = 1.0  # s
+RETRY_BASE: Final = 2.0  # s
 RETRY_CAP: Final = 300.0  # s
+#: A connection that held for so long proves that the broker is well again.
+GOOD_SECONDS: Final = 60.0
+TAKEN_OVER_SECONDS: Final = 3_600.0
+INFLIGHT: Final = 20
+TAKEN_OVER: Final = 0x8E
+_NOBODY_LISTENS: Final = 0x10
+#: Server busy, quota exceeded, connection rate exceeded.
+_BUSY: Final = frozenset({0x89, 0x97, 0x9F})
+#: What the library says of a connection that just ended.
+_UNSPECIFIED: Final = 0x80
+_UNKNOWN_PROTOCOL: Final = frozenset({0x84, 0x01})
 
 
 class MqttLink:
@@ -52,6 +68,12 @@ class MqttLink:
         self._on_command = on_command
         self._stop = threading.Event()
         self.connected = threading.Event()
+        self.taken_over = False
+        self._v5 = True
+        self._mute = 0  # connections that ended before the broker had said anything
+        self._since: float | None = None  # monotonic seconds of the present connection's CONNACK
+        self._said = 0  # the reason with which the broker ended the connection, or refused it
+        self._refusals: deque[int] = deque(maxlen=1_000)
         self._client = self._make_client()
         self._thread = threading.Thread(target=self._supervise, name="mqtt", daemon=True)
 
@@ -67,12 +89,23 @@ class MqttLink:
         self._client.disconnect()
         self._thread.join(timeout=5)
 
-    def publish(self, kind: str, payload: bytes) -> bool:
-        """Hand an envelope to the broker; False when not connected. Delivery is confirmed by the server, not here."""
+    def publish(self, kind: str, payload: bytes) -> int:
+        """Hand an envelope to the broker; a handle that `refusals` may name later, or 0 when it can't be sent now.
+
+        Whether it was stored is confirmed by the server, not here.
+        """
         if not self.connected.is_set():
-            return False
+            return 0
         topic = {"tele": topics.telemetry, "event": topics.event}[kind](self._tenant, self._device)
-        return self._client.publish(topic, payload, qos=1).rc == paho.MQTT_ERR_SUCCESS
+        sent = self._client.publish(topic, payload, qos=1)
+        return sent.mid if sent.rc == paho.MQTT_ERR_SUCCESS else 0
+
+    def refusals(self) -> list[int]:
+        """Handles of what the broker would not take, or what it could give to nobody, since the last call."""
+        out = []
+        while self._refusals:
+            out.append(self._refusals.popleft())
+        return out
 
     @property
     def _tenant(self) -> str:
@@ -86,19 +119,21 @@ class MqttLink:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._device,
-            protocol=MQTTProtocolVersion.MQTTv5,
+            clean_session=None if self._v5 else False,
+            protocol=MQTTProtocolVersion.MQTTv5 if self._v5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
         )
         self._tls = self._identity.server_context()
         if self._broker.auth == "password":
             client.username_pw_set(self._broker.username, self._identity.broker_password)
         client.tls_set_context(self._tls)
-        client.max_inflight_messages_set(20)
-        client.max_queued_messages_set(100)
+        client.max_inflight_messages_set(INFLIGHT)
+        client.max_queued_messages_set(INFLIGHT)
         client.will_set(topics.state(self._tenant, self._device), self._state(on=False), qos=1, retain=True)
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_message = self._received
+        client.on_publish = self._published
         return client
 
     def _state(self, *, on: bool) -> bytes:
@@ -110,33 +145,67 @@ class MqttLink:
     def _supervise(self) -> None:
         attempt = 0
         while not self._stop.is_set():
-            began = time.monotonic()
+            self._since, self._said = None, 0
             try:
                 self._connect_once()
+                self._mute = 0 if self._since is not None or self._said else self._mute + 1
             except (OSError, ValueError, LightshipError) as e:
                 log.info("mqtt: can't connect to %s:%s: %s", self._broker.host, self._broker.port, e)
             except Exception:  # a bug in a callback must not silence the device for ever
                 log.exception("mqtt: the loop failed")
             self.connected.clear()
-            # Only a connection that held for a minute proves that the broker is well again.
-            attempt = 0 if time.monotonic() - began > 60 else attempt + 1
-            self._stop.wait(random.uniform(0.1, retry_ceiling(attempt)))
+            if self._stop.is_set():
+                return
+            self._fall_back()
+            attempt = 0 if self._held() else attempt + 1
+            self._stop.wait(self._pause(attempt))
+
+    def _held(self) -> bool:
+        return self._since is not None and time.monotonic() - self._since >= GOOD_SECONDS
+
+    def _pause(self, attempt: int) -> float:
+        if self._said == TAKEN_OVER:
+            self.taken_over = True
+            log.error(
+                "mqtt: another client has taken our session: is there a second device under the name %s? "
+                "No MQTT for %.0f s; reports go over HTTPS",
+                self._device,
+                TAKEN_OVER_SECONDS,
+            )
+            return TAKEN_OVER_SECONDS
+        self.taken_over = False
+        ceiling = retry_ceiling(attempt)
+        if self._said in _BUSY:
+            return random.uniform(ceiling / 2, 2 * ceiling)
+        return random.uniform(0.1, ceiling)
+
+    def _fall_back(self) -> None:
+        """Speak 3.1.1 to a broker that knows nothing newer: some say so, some just hang up, and so do broken ones."""
+        if self._said in _UNKNOWN_PROTOCOL or self._mute >= 2:
+            self._v5, self._mute = not self._v5, 0
+            log.warning("mqtt: the broker hangs up on us; trying MQTT %s", "5" if self._v5 else "3.1.1")
+            self._client = self._make_client()
 
     def _connect_once(self) -> None:
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = SESSION_EXPIRY
         if self._broker.auth == "mtls":
             # Read again for every connection: the certificate is renewed while we run.
             self._identity.show_in(self._tls)
-        self._client.connect(
-            self._broker.host, self._broker.port, keepalive=30, clean_start=False, properties=properties
-        )
+        if self._v5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = SESSION_EXPIRY
+            self._client.connect(
+                self._broker.host, self._broker.port, keepalive=30, clean_start=False, properties=properties
+            )
+        else:
+            self._client.connect(self._broker.host, self._broker.port, keepalive=30)
         self._client.loop_forever()
 
     def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             log.warning("mqtt: refused: %s", reason)
+            self._said = reason.value
             return
+        self._since = time.monotonic()
         client.subscribe([(topics.command(self._tenant, self._device, "+"), 1), (topics.notify(self._tenant), 1)])
         self._publish_state(on=True)
         self.connected.set()
@@ -144,7 +213,14 @@ class MqttLink:
     def _disconnected(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self.connected.clear()
         if not self._stop.is_set():
+            if reason.value != _UNSPECIFIED:
+                self._said = self._said or reason.value
             log.info("mqtt: disconnected: %s", reason)
+
+    def _published(self, _client: paho.Client, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
+        if reason.is_failure or reason.value == _NOBODY_LISTENS:
+            log.info("mqtt: the broker did not pass a report on: %s", reason)
+            self._refusals.append(mid)
 
     def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         verb = message.topic.rpartition("/")[2]

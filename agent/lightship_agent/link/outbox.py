@@ -1,28 +1,22 @@
-"""Link: the on-disk outbox, a ring of segment files that keeps reports until the server has stored them.
-
-    <state>/outbox/<epoch>/<first seq>.seg     record = length u32 | crc32 u32 (of seq and payload) | seq u64 | payload
+"""Link: the outbox, which keeps reports until the server has stored them. There are two: of events, and of the rest.
 
 Rules:
 * a broker's PUBACK is not storage: records go only when the server acknowledges their sequence number, or,
   oldest first, when the ring is full, and then they are counted as dropped;
-* one fdatasync per batch; a torn tail is cut off at opening; a broken segment ends where it breaks;
-* a full or read-only disk switches to memory with an alarm flag: serving goes on. Numbers given out in memory would be
-  given out again after a restart, and the server would take the new records for old ones, so memory has its own epoch;
+* what happens once (an event) is on the disk when `append` returns; reports are synced together, within ten seconds or
+  64 records, and always before they are given out to be sent: a number that the server has seen is never lost;
+* a full or read-only disk is answered with memory and an alarm flag: serving goes on. What is on the disk stays there.
+  Numbers given out in memory would be given out again after a restart, so memory has its own epoch. The disk is tried
+  again every minute;
 * a record that no message could carry is not kept: it would block all that come after it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
-import secrets
-import shutil
-import struct
 import threading
-import zlib
-from collections import deque
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -31,171 +25,208 @@ import msgspec
 from lightship_agent.contract.codes import WireError
 from lightship_agent.contract.messages import AnyRecord
 from lightship_agent.contract.wire import MAX_PACKED, decode, encode, pack
-from lightship_agent.fail_points import fail_point
+
+from .ring import LAST_SEQ, DiskRing, MemoryRing, Ring
 
 log = logging.getLogger(__name__)
 
-SEGMENT_BYTES: Final = 256 * 1024
-_HEAD: Final = struct.Struct("<IIQ")
-_MEMORY_RECORDS: Final = 2_000
+SYNC_SECONDS: Final = 10.0
+SYNC_RECORDS: Final = 64
+RETRY_DISK_SECONDS: Final = 60.0
+MEMORY_RECORDS: Final = 2_000
 #: What an envelope adds to a record of its own.
 _ENVELOPE_BYTES: Final = 256
-_LAST_SEQ: Final = 2**53
-_EPOCH: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class Outbox:
-    """Append, read from a cursor, acknowledge. Safe to use from several threads."""
+    """Append, read, acknowledge. Safe to use from several threads.
 
-    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+    Args:
+        folder: where the ring is.
+        limit_bytes: how large it may get.
+        at_once: sync every record before `append` returns.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, folder: Path, *, limit_bytes: int, at_once: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Open the ring under `folder`, or begin one in memory where the disk refuses."""
-        self.epoch = ""
-        self.dropped = 0
-        self.in_memory = False
+        self._folder = folder
         self._limit = limit_bytes
-        self._lock = threading.Lock()
-        self._records: deque[tuple[int, bytes]] = deque()
-        self._segments: deque[Path] = deque()
-        self._next = 1
-        self._acked = 0
-        self._folder: Path | None = None  # none in memory
+        self._at_once = at_once
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._disk: DiskRing | None = None
+        self._memory: MemoryRing | None = None
+        self._unfit = 0  # records that were not kept
+        self._forgotten = 0  # that earlier rings in memory have dropped
+        self._written = 0.0  # when the oldest record that is not synced was
+        self._refused = 0.0  # when the disk last refused
+        self.in_memory = False
         try:
-            self._folder = self._open(folder)
-        except OSError:
-            self._go_to_memory()
+            self._disk = DiskRing(folder, limit_bytes)
+        except OSError as e:
+            self._go_to_memory(e)
 
     def append(self, records: Iterable[AnyRecord]) -> None:
-        """Number and keep `records`; durable on return unless `in_memory`."""
+        """Number and keep `records`."""
         with self._lock:
-            fresh: list[tuple[int, bytes]] = []
-            for record in records:
-                raw = encode(msgspec.structs.replace(record, s=self._next))
-                if not _sendable(raw):
-                    log.error("outbox: a %s of %d bytes fits no message", type(record).__name__, len(raw))
-                    self.dropped += 1
-                    continue
-                fresh.append((self._next, raw))
-                self._next += 1
-            if not fresh:
+            fit = [record for record in records if self._fits(record)]
+            if not fit:
                 return
-            self._records.extend(fresh)
+            if self.in_memory and self._clock() - self._refused >= RETRY_DISK_SECONDS:
+                self._try_the_disk()
             if not self.in_memory:
+                assert self._disk is not None  # it is in use
                 try:
-                    self._write(fresh)
-                    self._trim()
-                except OSError:
-                    self._go_to_memory()
-            while self.in_memory and len(self._records) > _MEMORY_RECORDS:
-                self._records.popleft()
-                self.dropped += 1
+                    self._write(self._disk, fit)
+                except OSError as e:
+                    self._go_to_memory(e)
+                else:
+                    return
+            assert self._memory is not None  # it is in use
+            self._memory.append(_numbered(fit, self._memory.next))
 
-    def read(self, after: int, limit: int) -> tuple[int, tuple[AnyRecord, ...]]:
-        """Up to `limit` records with seq > `after`, and the oldest seq still held."""
+    def rings(self) -> tuple[Ring, ...]:
+        """What is to be sent from: memory first, since it does not last."""
         with self._lock:
-            oldest = self._records[0][0] if self._records else self._next
-            picked = [raw for seq, raw in self._records if seq > after][:limit]
-        return oldest, tuple(_record(raw) for raw in picked)
+            memory = self._memory if self._memory is not None and (self.in_memory or self._memory.depth) else None
+            return tuple(ring for ring in (memory, self._disk) if ring is not None)
+
+    def read(self, epoch: str, after: int, limit: int) -> tuple[int, tuple[AnyRecord, ...]]:
+        """Up to `limit` records of an epoch with seq > `after`, all of them durable; the oldest seq still held."""
+        with self._lock:
+            ring = self._of(epoch)
+            if ring is None:
+                return 1, ()
+            if isinstance(ring, DiskRing) and not self._sync():
+                return ring.acked + 1, ()
+            oldest = self._oldest(ring)
+            return oldest, tuple(r for _, raw in ring.read(after, limit) if (r := _record(raw)) is not None)
 
     def acknowledge(self, epoch: str, seq: int) -> None:
         """Forget what the server has stored: everything up to `seq` of this epoch."""
         with self._lock:
-            if epoch != self.epoch or not self._acked < seq <= _LAST_SEQ:
-                return
+            ring = self._of(epoch)
             # The server may know more than we do, where the disk lost what it had promised to keep. Numbers it has
             # seen must not be used again.
-            self._next = max(self._next, seq + 1)
-            self._acked = seq
-            while self._records and self._records[0][0] <= self._acked:
-                self._records.popleft()
-            self._remove_finished()
+            if ring is not None and ring.acked < seq <= LAST_SEQ:
+                ring.acknowledge(seq)
+
+    def tick(self) -> None:
+        """Sync what has waited for long enough."""
+        with self._lock:
+            if self._disk is not None and self._disk.unsynced and self._clock() - self._written >= SYNC_SECONDS:
+                self._sync()
+
+    def close(self) -> None:
+        """Sync, and let go of the files; the outbox may still be used."""
+        with self._lock:
+            self._sync()
+            if self._disk is not None:
+                self._disk.close()
+
+    @property
+    def epoch(self) -> str:
+        """Under which new records are numbered."""
+        ring = self._memory if self.in_memory else self._disk
+        return ring.epoch if ring is not None else ""
 
     @property
     def acked(self) -> int:
-        """The highest acknowledged sequence number."""
-        return self._acked
+        """The highest acknowledged sequence number of that epoch."""
+        ring = self._of(self.epoch)
+        return ring.acked if ring is not None else 0
 
     @property
     def last(self) -> int:
-        """The highest sequence number given out."""
-        return self._next - 1
+        """The highest sequence number given out in that epoch."""
+        ring = self._of(self.epoch)
+        return ring.next - 1 if ring is not None else 0
 
     @property
     def depth(self) -> int:
         """Records that wait for the server's acknowledgement."""
-        return len(self._records)
+        return sum(ring.depth for ring in (self._disk, self._memory) if ring is not None)
 
-    def _open(self, folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        known = [p for p in folder.iterdir() if p.is_dir() and _EPOCH.fullmatch(p.name)]
-        epochs = sorted(known, key=lambda p: p.stat().st_mtime_ns)
-        for stale in epochs[:-1]:
-            shutil.rmtree(stale)
-        home = epochs[-1] if epochs else folder / secrets.token_hex(8)
-        home.mkdir(exist_ok=True)
-        self.epoch = home.name
-        self._segments.extend(sorted(p for p in home.glob("*.seg") if p.stem.isdecimal()))
-        for path in self._segments:
-            for seq, raw in _read_segment(path):
-                self._records.append((seq, raw))
-                self._next = seq + 1
-            self._next = max(self._next, int(path.stem))
-        # Sequence numbers of acknowledged, removed segments must not be used again.
-        self._acked = (self._records[0][0] if self._records else self._next) - 1
-        return home
+    @property
+    def dropped(self) -> int:
+        """Records that were given up since the start: the oldest of a full ring, and what fits no message."""
+        return self._unfit + self._forgotten + sum(r.dropped for r in (self._disk, self._memory) if r is not None)
 
-    def _write(self, fresh: list[tuple[int, bytes]]) -> None:
-        newest = self._segments[-1] if self._segments else None
-        if newest is None or newest.stat().st_size > SEGMENT_BYTES:
-            assert self._folder is not None  # what is on disk has a folder
-            newest = self._folder / f"{fresh[0][0]:020d}.seg"
-            self._segments.append(newest)
-        data = b"".join(_frame(seq, raw) for seq, raw in fresh)
-        descriptor = os.open(newest, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    def _of(self, epoch: str) -> Ring | None:
+        return next((r for r in (self._disk, self._memory) if r is not None and r.epoch == epoch), None)
+
+    def _oldest(self, ring: Ring) -> int:
+        """The lowest number that can be sent. What a later agent wrote, of a kind we do not know, is given up."""
+        while first := ring.read(ring.acked, 1):
+            seq, raw = first[0]
+            if _record(raw) is not None:
+                return seq
+            log.error("outbox: record %d is of a kind that this agent does not know; it is given up", seq)
+            self._unfit += 1
+            ring.acknowledge(seq)
+        return ring.next
+
+    def _fits(self, record: AnyRecord) -> bool:
+        raw = encode(record)
+        if _sendable(raw):
+            return True
+        log.error("outbox: a %s of %d bytes fits no message", type(record).__name__, len(raw))
+        self._unfit += 1
+        return False
+
+    def _write(self, disk: DiskRing, records: list[AnyRecord]) -> None:
+        if not disk.unsynced:
+            self._written = self._clock()
+        disk.append(_numbered(records, disk.next))
+        waited = self._clock() - self._written >= SYNC_SECONDS
+        if self._at_once or waited or disk.unsynced >= SYNC_RECORDS:
+            disk.sync()
+
+    def _sync(self) -> bool:
+        """Whether all that the disk holds is durable."""
+        if self._disk is None:
+            return False
         try:
-            fail_point("outbox-opened")
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            fail_point("outbox-written")
-            os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
+            self._disk.sync()
+        except OSError as e:
+            self._go_to_memory(e)
+            return False
+        return True
 
-    def _trim(self) -> None:
-        while len(self._segments) > 1 and sum(p.stat().st_size for p in self._segments) > self._limit:
-            self._segments.popleft().unlink()
-            first_kept = int(self._segments[0].stem)
-            while self._records and self._records[0][0] < first_kept:
-                self._records.popleft()
-                self.dropped += 1
+    def _try_the_disk(self) -> None:
+        self._refused = self._clock()
+        try:
+            if self._disk is None:
+                self._disk = DiskRing(self._folder, self._limit)
+        except OSError:
+            return
+        # What waits in memory is sent from there; what comes now is numbered by the disk again.
+        self.in_memory = False
 
-    def _remove_finished(self) -> None:
-        # The newest segment stays: its name carries the sequence numbers forward.
-        while len(self._segments) > 1 and int(self._segments[1].stem) <= self._acked + 1:
-            try:
-                self._segments.popleft().unlink(missing_ok=True)
-            except OSError:
-                self._go_to_memory()
-                return
-
-    def _go_to_memory(self) -> None:
-        """Go on without the disk, under a new epoch; what waits is numbered anew, and nothing of it stays on disk."""
+    def _go_to_memory(self, e: OSError) -> None:
+        """Go on without the disk, under another epoch; what it holds stays there, and is sent from there."""
+        if self.in_memory:
+            return
+        log.error("outbox: the disk refuses: %s; going on in memory", e)
         self.in_memory = True
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder = None
-        self._segments.clear()
-        self.epoch = secrets.token_hex(8)
-        self._acked = 0
-        waiting = [_record(raw) for _, raw in self._records]
-        self._records = deque(
-            (seq, encode(msgspec.structs.replace(record, s=seq))) for seq, record in enumerate(waiting, start=1)
-        )
-        self._next = len(self._records) + 1
+        self._refused = self._clock()
+        if self._memory is None or not self._memory.depth:
+            self._forgotten += self._memory.dropped if self._memory is not None else 0
+            self._memory = MemoryRing(MEMORY_RECORDS)
 
 
-def _record(raw: bytes) -> AnyRecord:
-    record: AnyRecord = decode(raw, AnyRecord)  # type: ignore[arg-type]
+def _numbered(records: list[AnyRecord], first: int) -> list[tuple[int, bytes]]:
+    return [(n, encode(msgspec.structs.replace(record, s=n))) for n, record in enumerate(records, start=first)]
+
+
+def _record(raw: bytes) -> AnyRecord | None:
+    try:
+        record: AnyRecord = decode(raw, AnyRecord)  # type: ignore[arg-type]
+    except WireError:
+        return None
     return record
 
 
@@ -206,27 +237,3 @@ def _sendable(raw: bytes) -> bool:
         return len(pack(msgspec.Raw(raw))) <= MAX_PACKED - _ENVELOPE_BYTES
     except WireError:
         return False
-
-
-def _frame(seq: int, raw: bytes) -> bytes:
-    crc = zlib.crc32(raw, zlib.crc32(seq.to_bytes(8, "little")))
-    return _HEAD.pack(len(raw), crc, seq) + raw
-
-
-def _read_segment(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Whole records; the file is cut at the first torn or broken one."""
-    data = path.read_bytes()
-    at = 0
-    while at + _HEAD.size <= len(data):
-        length, crc, seq = _HEAD.unpack_from(data, at)
-        raw = data[at + _HEAD.size : at + _HEAD.size + length]
-        if len(raw) < length or zlib.crc32(raw, zlib.crc32(seq.to_bytes(8, "little"))) != crc:
-            break
-        try:
-            _record(raw)
-        except WireError:
-            break
-        yield seq, raw
-        at += _HEAD.size + length
-    if at < len(data):
-        os.truncate(path, at)

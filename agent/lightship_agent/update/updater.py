@@ -253,7 +253,8 @@ class Updater:
         desired = self._plane.desired(self._etag if settled and not self._freed() else "")
         self.reached_at = time.time()
         self.clock.authenticated(date_of(desired.date))
-        self.on_acknowledged(desired.acked_epoch, desired.acked_seq)
+        for epoch, seq in desired.acked:
+            self.on_acknowledged(epoch, seq)
         if desired.envelope is None:
             # Nothing is wanted of us, or what is settled: whatever stood in the way before, nothing does now.
             self.trust_code = ""

@@ -177,9 +177,10 @@ class DeviceApi:
     def _telemetry_now(self, request: Request, packed: bytes) -> Response:
         device = self._device(request)
         with self._home.database.write() as session:
-            code = ingest.receive(session, device.id, "tele", packed, now_ms()).code
+            receipt = ingest.receive(session, device.id, "tele", packed, now_ms())
             headers = _acked(ingest.acknowledgements(session, device.id))
-        return JSONResponse({"code": code}, status_code=202, headers=headers)
+        missing = receipt.gap.ranges if receipt.gap is not None else ()
+        return JSONResponse({"code": receipt.code, "missing": missing}, status_code=202, headers=headers)
 
     async def _metadata(self, request: Request) -> Response:
         await run_in_threadpool(self._device, request)

@@ -157,7 +157,7 @@ def test_a_full_disk_silences_nobody(make_agent: Start, monkeypatch: pytest.Monk
 
     agent._keep([Heartbeat(s=1, t=1)])
 
-    assert agent._outbox.depth == 1
+    assert agent._reports.depth == 1
 
 
 def test_a_full_disk_does_not_keep_an_agent_from_starting(make_agent: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,9 +183,9 @@ def test_a_boot_counter_of_noise_begins_again(make_agent: Start, tmp_path: Path,
 
 def test_reports_over_https_are_acknowledged_in_the_same_breath(field: Field, make_agent: Start) -> None:
     agent = make_agent(start=True, poll_seconds="900")
-    until(lambda: agent._outbox.acked >= 3)
+    until(lambda: agent._reports.acked >= 3)
 
-    until(lambda: agent._outbox.depth == 0)
+    until(lambda: agent._reports.depth == 0)
     posts = len(field.server.asked("/v1/telemetry"))
     with field.home.database.read() as session:
         (cursor,) = session.query(DeviceEpoch)
@@ -198,29 +198,29 @@ def test_a_report_that_the_server_refuses_is_kept_and_sent_when_it_is_well_again
     field: Field, make_agent: Start
 ) -> None:
     agent = make_agent(start=True)
-    until(lambda: agent._outbox.acked >= 1)
+    until(lambda: agent._reports.acked >= 1)
     field.fault("/v1/telemetry", status=500)
-    acked = agent._outbox.acked
-    until(lambda: agent._outbox.depth >= 3)
-    assert agent._outbox.acked <= acked + 1
+    acked = agent._reports.acked
+    until(lambda: agent._reports.depth >= 3)
+    assert agent._reports.acked <= acked + 1
 
     field.well_again()
 
-    until(lambda: agent._outbox.acked > acked + 3)
+    until(lambda: agent._reports.acked > acked + 3)
 
 
 def test_closing_while_the_control_plane_is_gone_raises_nothing_and_loses_nothing(
     field: Field, make_agent: Start
 ) -> None:
     agent = make_agent(start=True)
-    until(lambda: agent._outbox.acked >= 1)
+    until(lambda: agent._reports.acked >= 1)
     field.fault(".", status=500)
-    agent._outbox.append([Heartbeat(s=1, t=1)])
-    depth = agent._outbox.depth
+    agent._reports.append([Heartbeat(s=1, t=1)])
+    depth = agent._reports.depth
 
     agent.close()
 
-    assert agent._outbox.depth >= depth
+    assert agent._reports.depth >= depth
     assert not agent._http.is_running
 
 
@@ -231,14 +231,14 @@ def test_a_certificate_past_two_thirds_of_its_life_is_renewed_while_the_agent_ru
     field: Field, make_agent: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = make_agent(start=True)
-    until(lambda: agent._outbox.acked >= 1)
+    until(lambda: agent._reports.acked >= 1)
     before = agent._identity.certificate().serial_number
     answers = itertools.chain([True], itertools.repeat(False))
     monkeypatch.setattr(renewal, "renewal_due", lambda *_: next(answers))
 
     until(lambda: agent._identity.certificate().serial_number != before)
-    acked = agent._outbox.acked
-    until(lambda: agent._outbox.acked > acked + 1)
+    acked = agent._reports.acked
+    until(lambda: agent._reports.acked > acked + 1)
     with field.home.database.read() as session:
         device = session.get(Device, "press-1")
         assert device is not None
@@ -274,7 +274,7 @@ def test_a_renewal_that_fails_stops_neither_reports_nor_the_agent(
     monkeypatch.setattr(renewal, "renewal_due", lambda *_: True)
     agent = make_agent(start=True)
 
-    until(lambda: agent._outbox.acked >= 3)
+    until(lambda: agent._reports.acked >= 3)
 
     with pytest.raises(LightshipError):
         agent._certificate._fetch(due=True, expired=False)

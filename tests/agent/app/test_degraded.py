@@ -102,7 +102,7 @@ def test_on_a_full_disk_it_serves_on(device: Start, monkeypatch: pytest.MonkeyPa
 
 def test_with_reports_in_memory_it_serves_on(device: Start) -> None:
     with device() as full:
-        full.agent._outbox.in_memory = True
+        full.agent._reports.in_memory = True
         assert (full.modes(), full.predicts()) == (["storage.full"], 200)
 
 

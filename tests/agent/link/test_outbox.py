@@ -25,7 +25,8 @@ from lightship.monitoring import ingest
 from lightship.storage.models import DeviceEpoch
 from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, Window
 from lightship_agent.contract.wire import MAX_PACKED, encode
-from lightship_agent.link import outbox as module
+from lightship_agent.link import outbox as whole
+from lightship_agent.link import ring as module
 from lightship_agent.link.outbox import Outbox
 
 PLENTY = 10_000_000
@@ -40,7 +41,7 @@ def opened(folder: Path, limit: int = PLENTY) -> Outbox:
 
 
 def held(outbox: Outbox) -> list[int]:
-    return [record.s for record in outbox.read(0, 1_000_000)[1]]
+    return [record.s for record in outbox.read(outbox.epoch, 0, 1_000_000)[1]]
 
 
 def bytes_on_disk(folder: Path) -> int:
@@ -65,7 +66,7 @@ def test_records_are_numbered_from_one_and_outlive_a_restart(tmp_path: Path) -> 
 def test_only_the_acknowledgement_of_the_server_lets_records_go(tmp_path: Path) -> None:
     outbox = opened(tmp_path)
     outbox.append(beats(5))
-    outbox.read(0, 5)
+    outbox.read(outbox.epoch, 0, 5)
 
     outbox.acknowledge(outbox.epoch, 3)
 
@@ -105,7 +106,7 @@ def test_numbers_go_on_after_everything_was_acknowledged_and_the_agent_restarted
     again = opened(tmp_path)
     again.append(beats(1))
 
-    assert again.read(outbox.last, 10)[1][0].s == 4_001
+    assert again.read(again.epoch, outbox.last, 10)[1][0].s == 4_001
 
 
 def test_a_full_ring_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_full_ring_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
 
     seqs = held(outbox)
     assert seqs == list(range(outbox.dropped + 1, total + 1))
-    assert outbox.read(0, 1)[0] == outbox.dropped + 1
+    assert outbox.read(outbox.epoch, 0, 1)[0] == outbox.dropped + 1
     assert bytes_on_disk(tmp_path) <= 3 * module.SEGMENT_BYTES + 100_000
 
 
@@ -141,14 +142,18 @@ def test_a_record_of_a_later_agent_ends_the_segment_and_not_the_agent(tmp_path: 
     outbox = opened(tmp_path)
     outbox.append(beats(2))
     (segment,) = tmp_path.rglob("*.seg")
-    with segment.open("ab") as f:
+    with segment.open("r+b") as f:
+        f.seek(len(segment.read_bytes().rstrip(b"\0")))
         f.write(module._frame(3, encode({"k": "telepathy", "s": 3, "t": 1})))
 
     again = opened(tmp_path)
 
     assert held(again) == [1, 2]
     again.append(beats(1))
-    assert held(opened(tmp_path)) == [1, 2, 3]
+    assert held(again) == [1, 2, 4]
+    again.acknowledge(again.epoch, 2)
+    assert again.read(again.epoch, 2, 10)[0] == 4  # it is given up, and not waited for
+    assert again.dropped == 1
 
 
 def test_a_record_that_fits_no_message_is_not_kept_and_is_counted(tmp_path: Path) -> None:
@@ -208,7 +213,8 @@ class AgainstAModel(RuleBasedStateMachine):
     def restart_after_a_torn_write(self, noise: bytes) -> None:
         segments = sorted(self.folder.rglob("*.seg"))
         if segments:
-            with segments[-1].open("ab") as f:
+            with segments[-1].open("r+b") as f:
+                f.seek(len(segments[-1].read_bytes().rstrip(b"\0")))
                 f.write(noise)
         self.restart()
 
@@ -267,7 +273,7 @@ while True:
 
 def test_a_process_killed_while_writing_loses_nothing_it_had_promised(tmp_path: Path) -> None:
     chance = random.Random(20)
-    home = str(Path(module.__file__).parents[2])
+    home = str(Path(whole.__file__).parents[2])
     promised, epochs = 0, set()
     for _ in range(20):
         writer = subprocess.Popen(
@@ -302,24 +308,119 @@ def refuse_writes(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC) -
     def refuse(*_: Any) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "write", refuse)
+    monkeypatch.setattr(os, "pwrite", refuse)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_disk_that_refuses_makes_the_outbox_go_on_in_memory(
+def test_a_disk_that_refuses_makes_the_outbox_go_on_in_memory_and_what_is_on_it_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     outbox = opened(tmp_path)
     outbox.append(beats(3))
-    outbox.acknowledge(outbox.epoch, 1)
+    disk = outbox.epoch
+    outbox.acknowledge(disk, 1)
     refuse_writes(monkeypatch, number)
 
     outbox.append(beats(2))
     outbox.append(beats(1))
 
     assert outbox.in_memory
-    assert held(outbox) == [1, 2, 3, 4, 5]
-    assert outbox.dropped == 0
+    assert outbox.epoch != disk
+    assert held(outbox) == [1, 2, 3]
+    assert [r.s for r in outbox.read(disk, 0, 10)[1]] == [2, 3]
+    assert (outbox.depth, outbox.dropped) == (5, 0)
+    monkeypatch.undo()
+    assert held(opened(tmp_path))[-2:] == [2, 3]
+
+
+def test_a_disk_that_takes_records_again_is_used_again_and_memory_is_sent_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_000.0]
+    outbox = Outbox(tmp_path / "outbox", limit_bytes=PLENTY, clock=lambda: now[0])
+    outbox.append(beats(3))
+    disk = outbox.epoch
+    with monkeypatch.context() as patched:
+        refuse_writes(patched)
+        outbox.append(beats(2))
+        memory = outbox.epoch
+        now[0] += whole.RETRY_DISK_SECONDS
+        outbox.append(beats(1))
+        assert outbox.in_memory
+    now[0] += whole.RETRY_DISK_SECONDS - 1
+    outbox.append(beats(1))
+    assert outbox.in_memory
+    now[0] += 1
+
+    outbox.append(beats(1))
+
+    assert (outbox.in_memory, outbox.epoch, held(outbox)) == (False, disk, [1, 2, 3, 4])
+    assert [ring.epoch for ring in outbox.rings()] == [memory, disk]
+    outbox.acknowledge(memory, 4)
+    assert [ring.epoch for ring in outbox.rings()] == [disk]
+
+
+def test_reports_share_a_sync_and_events_get_one_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    now = [1_000.0]
+    reports = Outbox(tmp_path / "reports", limit_bytes=PLENTY, clock=lambda: now[0])
+    events = Outbox(tmp_path / "events", limit_bytes=PLENTY, at_once=True)
+    for _ in range(whole.SYNC_RECORDS - 1):
+        reports.append(beats(1))
+    assert synced == []
+    reports.append(beats(1))
+    assert len(synced) == 1
+    reports.append(beats(1))
+    now[0] += whole.SYNC_SECONDS
+    reports.tick()
+    assert len(synced) == 2
+    reports.append(beats(1))
+    held(reports)  # what is given out to be sent is durable
+    assert len(synced) == 3
+    for _ in range(3):
+        events.append(beats(1))
+    assert len(synced) == 6
+
+
+def test_a_segment_is_used_again_and_what_it_held_before_is_not_read(tmp_path: Path) -> None:
+    outbox = opened(tmp_path)
+    for _ in range(60):
+        outbox.append(beats(100, "x" * 60))
+        outbox.acknowledge(outbox.epoch, outbox.last - 50)
+    home = tmp_path / "outbox" / outbox.epoch
+    assert len(list(home.iterdir())) <= 4  # one or two segments, the spare one, the hint
+
+    again = opened(tmp_path)
+
+    assert held(again) == list(range(outbox.last - 49, outbox.last + 1))
+    again.append(beats(1))
+    assert held(opened(tmp_path))[-1] == outbox.last + 1
+
+
+def test_a_restart_sends_little_again(tmp_path: Path) -> None:
+    outbox = opened(tmp_path)
+    outbox.append(beats(300))
+    outbox.acknowledge(outbox.epoch, 290)
+    assert held(opened(tmp_path)) == list(range(291, 301))
+    (tmp_path / "outbox" / outbox.epoch / "acked").write_bytes(b"torn")
+    assert len(held(opened(tmp_path))) == 300  # the server skips what it has
+
+
+def test_a_ring_of_an_earlier_agent_is_opened_and_carried_on(tmp_path: Path) -> None:
+    """It wrote segments record by record, to whatever size they got, and kept no hint."""
+    home = tmp_path / "outbox" / ("a" * 16)
+    home.mkdir(parents=True)
+    for first in (1, 4):
+        frames = [module._frame(s, encode(Heartbeat(s=s, t=s))) for s in range(first, first + 3)]
+        (home / f"{first:020d}.seg").write_bytes(b"".join(frames))
+
+    outbox = opened(tmp_path)
+
+    assert (outbox.epoch, held(outbox)) == ("a" * 16, [1, 2, 3, 4, 5, 6])
+    outbox.append(beats(2))
+    outbox.acknowledge(outbox.epoch, 5)
+    assert held(opened(tmp_path)) == [6, 7, 8]
 
 
 def test_memory_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +430,7 @@ def test_memory_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     outbox.append(beats(2_500))
 
     assert (outbox.depth, outbox.dropped) == (2_000, 500)
-    assert outbox.read(0, 1)[0] == 501
+    assert outbox.read(outbox.epoch, 0, 1)[0] == 501
 
 
 def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(tmp_path: Path) -> None:
@@ -350,7 +451,7 @@ def test_no_number_is_given_out_twice_after_a_time_in_memory(
     stored: list[list[tuple[str, int]]] = []  # and its length is the server's clock
 
     def deliver(outbox: Outbox, after: int = 0) -> None:
-        oldest, records = outbox.read(after, 100)
+        oldest, records = outbox.read(outbox.epoch, after, 100)
         envelope = Envelope(e=outbox.epoch, b=1, us=1, lo=oldest, r=records)
         with field.home.database.write() as session:
             assert ingest.receive(session, "press-1", "tele", encode(envelope), len(stored)).code == ""
@@ -380,7 +481,7 @@ def test_numbers_the_server_has_seen_and_the_disk_has_lost_are_not_used_again(tm
     outbox = opened(tmp_path)
     outbox.append(beats(10))
     (segment,) = tmp_path.rglob("*.seg")
-    os.truncate(segment, segment.stat().st_size // 2)
+    os.truncate(segment, len(segment.read_bytes().rstrip(b"\0")) // 2)
     again = opened(tmp_path)
     assert again.last < 10
 
@@ -396,6 +497,6 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     outbox = opened(tmp_path)
     outbox.append([beat])
 
-    (read,) = opened(tmp_path).read(0, 1)[1]
+    (read,) = (again := opened(tmp_path)).read(again.epoch, 0, 1)[1]
 
     assert read == msgspec.structs.replace(beat, s=1)

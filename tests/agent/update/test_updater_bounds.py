@@ -696,7 +696,7 @@ def test_a_check_that_dies_is_no_verdict_and_changes_nothing(field: Field) -> No
 
 def test_an_answer_without_a_date_is_an_answer(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
     device, first = committed(field)
-    monkeypatch.setattr(device.control, "desired", lambda _: Desired(None, "", 0))
+    monkeypatch.setattr(device.control, "desired", lambda _: Desired(None))
 
     assert device.look() == ""
     assert device.host.history == [first.digest]

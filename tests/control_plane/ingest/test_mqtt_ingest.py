@@ -178,8 +178,8 @@ def _poked(worker: IngestWorker, heard: list[tuple[str, Command]]) -> bool:
 
 def test_a_lost_report_is_asked_for_again_as_soon_as_the_next_one_shows_the_gap(site: Site, tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox", limit_bytes=10_000_000)
-    sender = Sender(outbox, 1, time.monotonic(), patience=3_600)
-    link = MqttLink(site.identity, boot=1, agent="test", on_command=lambda _, c: sender.missing(c.e, c.first))
+    sender = Sender((("tele", outbox),), 1, time.monotonic(), patience=3_600)
+    link = MqttLink(site.identity, boot=1, agent="test", on_command=lambda _, c: sender.missing(c.e, c.ranges))
     with site.worker() as worker:
         link.start()
         try:
@@ -195,8 +195,8 @@ def test_a_lost_report_is_asked_for_again_as_soon_as_the_next_one_shows_the_gap(
 
 
 def _delivered(sender: Sender, link: MqttLink) -> bool:
-    packed = sender.next_batch()
-    if packed is not None and link.publish("tele", packed):
+    parcel = sender.next_batch()
+    if parcel is not None and link.publish(*parcel):
         sender.sent()
     return True
 
@@ -209,7 +209,7 @@ def test_a_broker_killed_twice_loses_nothing_that_the_device_still_holds(
     monkeypatch.setattr(lightship_agent.link.sender, "RESEND_SECONDS", 1.0)
     monkeypatch.setattr(lightship_agent.link.mqtt, "RETRY_CAP", 0.5)
     outbox = Outbox(tmp_path / "outbox", limit_bytes=10_000_000)
-    sender = Sender(outbox, 1, time.monotonic(), patience=1.0)
+    sender = Sender((("tele", outbox),), 1, time.monotonic(), patience=1.0)
     link = MqttLink(site.identity, boot=1, agent="test", on_command=lambda *_: None)
     written = 0
     cuts = {60: site.kill_broker, 90: site.restart_broker, 140: site.kill_broker, 160: site.restart_broker}
@@ -224,10 +224,10 @@ def test_a_broker_killed_twice_loses_nothing_that_the_device_still_holds(
                     written += 1
                     outbox.append([_row(written)])
                     cuts.get(written, lambda: None)()
-                packed = sender.next_batch()
-                while packed is not None and link.publish("tele", packed):
+                parcel = sender.next_batch()
+                while parcel is not None and link.publish(*parcel):
                     sender.sent()
-                    packed = sender.next_batch()
+                    parcel = sender.next_batch()
                 outbox.acknowledge(*acked(site.home))
                 time.sleep(0.01)
         finally:
