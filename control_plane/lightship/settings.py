@@ -74,6 +74,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("drift_floor", "0.02", "Smallest effect that may alarm, w² (population PSI of about the same size)."),
     Setting("drift_levels", "6", "Window sizes watched: 1, 2, 4, … base windows."),
     Setting("drift_min_rows", "50", "Fewest rows a window needs to be judged.", "rows"),
+    Setting("drift_exclude", "", "Features that drift by nature (ids, clocks) and are not watched, by commas."),
+    Setting("drift_warm_up", "48", "Windows of its own after which a device is judged by its history.", "windows"),
+    Setting("drift_baseline", "336", "Healthy windows of a device that make its baseline, at most.", "windows"),
     Setting("retrain", "propose", "What sustained fleet drift leads to.", "", ("off", "propose", "auto")),
     Setting("retrain_min_rows", "200", "Labelled rows needed before a proposal can run.", "rows"),
     Setting("reconcile_seconds", "2", "How often rollouts and drift are looked at.", "s"),
@@ -106,6 +109,9 @@ class Settings:
     drift_floor: float
     drift_levels: int
     drift_min_rows: int
+    drift_exclude: str
+    drift_warm_up: int
+    drift_baseline: int
     retrain: str
     retrain_min_rows: int
     reconcile_seconds: float

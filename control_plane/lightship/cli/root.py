@@ -22,6 +22,7 @@ from .audit import audit
 from .console import console, emit, fail, json_option, opened, say, stamp, table, with_home
 from .data import data
 from .devices import device
+from .drift import drift
 from .keys import keys
 from .models import model, train
 from .releases import release
@@ -171,7 +172,8 @@ def upgrade(settings: Settings, as_json: bool) -> None:
         say("The schema is up to date.")
 
 
-for _command in (_up_options(up), data, train, model, release, keys, device, rollout, retrain, alarm, audit, token):
+_GROUPS = (data, train, model, release, keys, device, rollout, retrain, drift, alarm, audit, token)
+for _command in (_up_options(up), *_GROUPS):
     cli.add_command(_command)
 
 

@@ -108,6 +108,34 @@ def load_csv(
     )
 
 
+def load_columns(
+    path: Path, *, schema: FeatureSchema | None = None, leave_out: Collection[str] = ()
+) -> tuple[FeatureSchema, npt.NDArray[np.float32]]:
+    """All columns of `path`, without a target: the schema, and the values, float32 `[n, columns]`.
+
+    Args:
+        path: a CSV file with a header line.
+        schema: of another file; the columns must match. Words it doesn't know get a number of their own.
+        leave_out: titles of columns to skip.
+
+    Raises:
+        DataError: as `load_csv`.
+    """
+    table = _read(path)
+    columns = [j for j in range(len(table.titles)) if table.titles[j] not in leave_out]
+    if not columns:
+        raise DataError("data.empty", f"{path.name} has no columns to look at.")
+    if schema is None:
+        named = named_features([table.titles[j] for j in columns])
+        bases = tuple(_kind_of(base, table.columns[j], False, "code") for base, j in zip(named, columns, strict=True))
+    else:
+        columns, bases = _order(table.titles, columns, schema), schema.features
+    matrix = _numbers(table, columns, bases, [True] * len(columns))
+    if schema is None:
+        _check_some_value(matrix, [table.titles[j] for j in columns])
+    return FeatureSchema(features=bases) if schema is None else schema, matrix
+
+
 def check_titles(titles: Collection[str], categorical: Collection[str]) -> None:
     """Refuse a column of categories that is not there.
 

@@ -48,6 +48,9 @@ def drift_settings(settings: Settings) -> DriftSettings:
         effect_floor=settings.drift_floor,
         levels=settings.drift_levels,
         min_rows=settings.drift_min_rows,
+        exclude=tuple(name for n in settings.drift_exclude.split(",") if (name := n.strip())),
+        warm_up=settings.drift_warm_up,
+        baseline=settings.drift_baseline,
     )
 
 

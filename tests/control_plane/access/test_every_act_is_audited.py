@@ -45,13 +45,15 @@ CONTROL_PLANE = Path(lightship.__file__).parent
 #: Commands that change nothing in the home.
 READS = {
     "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device list",
-    "device show", "keys show", "model exposure", "model list", "model show", "release list", "retrain list",
-    "rollout plan", "rollout status", "rollout watch", "status", "token list",
+    "device show", "drift explain", "drift simulate", "keys show", "model exposure", "model list",
+    "model show", "release list", "retrain list", "rollout plan", "rollout status", "rollout watch", "status",
+    "token list",
 }  # fmt: skip
 
 #: Commands that change no home, but a file or a key of whoever calls them.
 OUTSIDE = {
-    "keys add-uri", "keys ceremony sign", "keys ceremony status", "keys create", "release sign", "release status",
+    "drift compare", "keys add-uri", "keys ceremony sign", "keys ceremony status", "keys create", "release sign",
+    "release status",
 }  # fmt: skip
 
 #: Acts that have their own tests of what they write, because they train, migrate or serve: where.
@@ -226,11 +228,12 @@ def test_a_command_that_acts_says_who_from_where_what_and_why(stage: Stage, word
     assert {e.origin for e in found} == {"ssh 192.0.2.9, sudo by ann"}
 
 
-@pytest.mark.parametrize("words", sorted(READS - {"rollout watch"}))
+@pytest.mark.parametrize("words", sorted(READS - {"rollout watch", "drift explain"}))
 def test_a_command_that_reads_leaves_nothing(stage: Stage, words: str) -> None:
     reference = {
         "data example": ["iris", "--out", str(stage.folder / "iris.csv")], "data show": ["rows"],
-        "device show": ["press-1"], "model exposure": ["pump@1"], "model show": ["pump@1", "--json"],
+        "device show": ["press-1"], "drift simulate": ["--runs", "4"],
+        "model exposure": ["pump@1"], "model show": ["pump@1", "--json"],
         "rollout plan": ["pump@1", "--no-labels"],
     }  # fmt: skip
     if words == "data show":

@@ -1,0 +1,128 @@
+"""Monitoring: in words, why a device did or didn't alarm.
+
+Rules of this room: pure; a stored verdict and the settings in, sentences out; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from .drift_settings import DriftSettings
+from .verdict import Alarm, FeatureShift, Verdict
+
+_KINDS = {
+    "missing": "is missing more often than training explains",
+    "range": "is beyond the range of training more often than it may be",
+    "stuck": "does not move",
+}
+
+
+def explain(device: str, verdict: Verdict, settings: DriftSettings) -> list[str]:
+    """Sentences, the most important first."""
+    said = [f"{device} is {verdict.level} at window {verdict.window} ({verdict.rows} rows)."]
+    if not verdict.tested:
+        said.append(f"No test was due: fewer than {settings.min_rows} rows since the last one.")
+    names = list(dict.fromkeys(a.name for a in verdict.alarms if a.kind == "shift"))
+    shifts = {e.name: e for e in verdict.evidence}
+    alarms = [[a for a in verdict.alarms if a.name == name and a.kind == "shift"] for name in names]
+    said += [_shift(shifts.get(found[0].name), found, settings.effect_floor) for found in alarms]
+    said += _quality(verdict)
+    said += _performance(verdict)
+    said += _quiet(verdict, settings, set(names))
+    said += _history(verdict)
+    share = settings.budget / settings.horizon_windows
+    said.append(
+        f"The budget is {settings.budget:g} false alarms per {settings.horizon_windows:,} windows ({share:.1e} per "
+        f"window), for shifts above {settings.effect_floor:g} on the scale of PSI."
+    )
+    return said
+
+
+def _shift(shift: FeatureShift | None, alarms: list[Alarm], floor: float) -> str:
+    name = alarms[0].name
+    spans = " and ".join(str(a.level_windows) for a in sorted(alarms, key=lambda a: a.level_windows))
+    windows = "window" if spans == "1" else "windows"
+    if shift is None:
+        return f"{name} has shifted, over {spans} {windows}."
+    sentence = f"{name} has shifted: PSI {shift.psi:.2f} (95 %: {shift.psi_low:.2f} to {shift.psi_high:.2f})"
+    sentence += f" over {spans} {windows}, p = {shift.p_value:.1e}"
+    if shift.since is not None:
+        sentence += f", since about window {shift.since}"
+    if any(a.confirmed for a in alarms):
+        return f"{sentence}. It is critical: {_because(shift)}."
+    if shift.psi_low <= floor:
+        return f"{sentence}. It is a warning: it may still be as small as is tolerated."
+    return f"{sentence}. It is a warning: the alarm of record is at {shift.evidence:.1%} of its line."
+
+
+def _because(shift: FeatureShift) -> str:
+    if shift.evidence >= 1:
+        return "the ranks of this device's own windows say so too"
+    return "it was seen before, on other rows"
+
+
+def _quality(verdict: Verdict) -> list[str]:
+    confirmed = {a.name for a in verdict.alarms if a.confirmed and a.kind in _KINDS}
+    return [
+        f"{q.name} {_KINDS[q.kind]}: {q.rate:.1%} against {q.reference_rate:.1%}, over {q.level_windows} windows, "
+        f"p = {q.p_value:.1e}" + (", and was before." if q.name in confirmed else ".")
+        for q in verdict.quality
+    ]
+
+
+def _performance(verdict: Verdict) -> list[str]:
+    said = []
+    if (p := verdict.performance) is not None:
+        sentence = (
+            f"Of {p.labelled} labelled rows since window {p.since}, {p.rate:.1%} were wrong; {p.expected:.1%} of "
+        )
+        sentence += f"the held-out rows were, and up to {p.tolerated:.1%} is tolerated. "
+        sentence += "The model has become worse." if p.alarm else f"The evidence is at {p.evidence:.1%} of its line."
+        said.append(sentence)
+    if (e := verdict.estimate) is not None:
+        said.append(
+            f"From its scores the accuracy should be {e.accuracy:.1%} ({e.low:.1%} to {e.high:.1%}); it was "
+            f"{e.expected:.1%} on held-out rows. {e.blind_spot}"
+        )
+    return said
+
+
+def _quiet(verdict: Verdict, settings: DriftSettings, alarmed: set[str]) -> list[str]:
+    """What stands out and does not alarm at this window, or that nothing does."""
+    rest = [e for e in verdict.evidence if e.name not in alarmed][:3]
+    said = []
+    for e in rest:
+        if e.alarm:
+            said.append(f"{e.name} stands beyond its line over {e.level_windows} windows; it alarmed when they ended.")
+        else:
+            said.append(
+                f"{e.name} stands out (PSI {e.psi:.2f}, p = {e.p_value:.1e}) and does not alarm: the budget asks for "
+                f"less than {settings.alpha(e.level_windows, _streams(verdict)):.1e}."
+            )
+    if not rest and not alarmed and not verdict.quality:
+        said.append("Nothing stands out.")
+    return said
+
+
+def _streams(verdict: Verdict) -> int:
+    return verdict.calibrated.streams if verdict.calibrated and verdict.calibrated.streams else 1
+
+
+def _history(verdict: Verdict) -> list[str]:
+    c = verdict.calibrated
+    if c is None:
+        return []
+    said = []
+    if c.windows < c.needed:
+        said.append(
+            f"Its own history is too short to be its measure: {c.windows} of {c.needed} windows. Until then the budget "
+            f"holds for rows that are independent, and critical takes the same shift twice."
+        )
+    else:
+        said.append(f"It is judged by {c.windows} windows of its own, in {c.ready} of {c.streams} streams.")
+    if c.phi > 1.3:
+        said.append(
+            f"φ is {c.phi:.1f} in {c.phi_name}: rows are correlated, or windows have effects of their own. Small "
+            f"shifts take longer; if you can, keep fewer rows that are further apart."
+        )
+    if c.away:
+        said.append(f"Different from the training data since it was first looked at: {', '.join(c.away[:5])}.")
+    return said
