@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
+import queue
 import secrets
 import signal
 import threading
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -29,7 +30,6 @@ from .fail_points import fail_point
 from .files import sweep, write_durably
 from .link import identity
 from .link.client import ControlPlane
-from .link.mqtt import MqttLink
 from .link.outbox import Outbox
 from .link.renewal import CertificateKeeper
 from .link.ring import LAST_SEQ
@@ -50,7 +50,6 @@ from .serving.frames import FrameFace
 from .serving.http import create_app
 from .serving.metrics import Sample, health_samples, plane_samples, render
 from .serving.mirror import Mirror
-from .serving.mqtt import MqttFace, load_bindings
 from .serving.repository import Repository, Shelved
 from .serving.residents import Residents
 from .serving.server import HttpServer
@@ -60,6 +59,10 @@ from .update.gate import Gate, Rules
 from .update.rate import bucket_for
 from .update.steps import Timing
 from .update.updater import Bounds, Updater
+
+if TYPE_CHECKING:
+    from .link.mqtt import MqttLink
+    from .serving.mqtt import MqttFace
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +154,8 @@ class Agent:
         )
         self._topics: MqttFace | None = None
         if settings.bindings:
+            from .serving.mqtt import MqttFace, load_bindings
+
             bindings = load_bindings(Path(settings.bindings))
             self._topics = MqttFace(self._plane, bindings, client_id=f"lightship-{self._identity.device}")
         self._http.bind()
@@ -180,17 +185,16 @@ class Agent:
         self._updater.on_acknowledged = self._acknowledged
         self._mqtt_seen = self._started  # monotonic seconds of the last publish that the broker took
         self._mqtt: MqttLink | None = None
-        if self._identity.info.broker is not None:
-            self._mqtt = MqttLink(self._identity, boot=self._boot, agent=__version__, on_command=self._command)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
+        # A handler may put into it whatever the thread it interrupts is doing; an event's lock it might find taken.
+        told: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.set())
+            signal.signal(number, lambda number, _: told.put(number))
         self.start()
         try:
-            while not self._stop.wait(1.0):
-                pass
+            told.get()
         finally:
             self.close()
 
@@ -202,7 +206,10 @@ class Agent:
         notify_systemd("READY=1")
         if self._topics is not None:
             self._topics.start()
-        if self._mqtt is not None:
+        if self._identity.info.broker is not None:
+            from .link.mqtt import MqttLink
+
+            self._mqtt = MqttLink(self._identity, boot=self._boot, agent=__version__, on_command=self._command)
             self._mqtt.start()
         self._updater.start()
         self._reporter = threading.Thread(target=self._report_loop, name="reporter", daemon=True)

@@ -1,6 +1,7 @@
 """Link: HTTPS to the control plane, over mutual TLS.
 
 Rules:
+* httpx is loaded by the first request, when the committed model answers already;
 * no redirects, no compression; a body is bounded while it is read, and has an absolute deadline;
 * every foreign error becomes a LinkError, or says which trust failed;
 * the first request that is answered with a renewed certificate confirms it, and one that is refused takes it back;
@@ -11,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+import threading
 import time
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-import httpx
 import msgspec
 
 from lightship_agent.contract.codes import EnrolError, LinkError, SettingsError
@@ -29,6 +30,9 @@ from lightship_agent.contract.device_api import (
 )
 
 from .identity import Identity, confirm, take_back
+
+if TYPE_CHECKING:
+    import httpx
 
 MAX_BODY: Final = 1024 * 1024  # bytes
 #: What msgspec raises for bytes that are no JSON of the wanted kind.
@@ -127,6 +131,8 @@ def ask(
     Raises:
         LinkError: link.unreachable, link.slow, link.status.
     """
+    import httpx
+
     deadline = time.monotonic() + _ANSWER_SECONDS
     body = bytearray()
     try:
@@ -144,6 +150,8 @@ def ask(
 
 def open_client(context: ssl.SSLContext, base_url: str = "") -> httpx.Client:
     """An HTTP client with our rules, over that TLS context."""
+    import httpx
+
     return httpx.Client(
         base_url=base_url,
         verify=context,
@@ -168,6 +176,8 @@ def check_server(server: str) -> str:
 
 def link_error(e: httpx.HTTPError | httpx.InvalidURL | OSError, url: str) -> LinkError:
     """The LinkError that says what a transport error means."""
+    import httpx
+
     kind = "link.slow" if isinstance(e, httpx.TimeoutException) else "link.unreachable"
     return LinkError(kind, f"{url}: {type(e).__name__}: {e}.")
 
@@ -224,10 +234,20 @@ class ControlPlane:
         self.hung_up = False
         self.server = identity.info.server
         self._retired: list[httpx.Client] = []
-        self.http = self._open()
+        self._context = identity.tls_context()
+        self._opening = threading.Lock()
+        self._http: httpx.Client | None = None
 
-    def _open(self) -> httpx.Client:
-        http = open_client(self._identity.tls_context(), self.server)
+    @property
+    def http(self) -> httpx.Client:
+        """The client, from its first use on."""
+        with self._opening:
+            if self._http is None:
+                self._http = self._open(self._context)
+            return self._http
+
+    def _open(self, context: ssl.SSLContext) -> httpx.Client:
+        http = open_client(context, self.server)
         http.headers.update(self._headers)
         return http
 
@@ -237,18 +257,21 @@ class ControlPlane:
         Raises:
             StorageError: storage.corrupt; the present certificate stays in use.
         """
-        fresh = self._open()
+        fresh = self._open(self._identity.tls_context())
         # A download in another thread may still hold the present client; the one before it has had days to finish.
         while self._retired:
             self._retired.pop().close()
-        self._retired.append(self.http)
-        self.http = fresh
+        with self._opening:
+            if self._http is not None:
+                self._retired.append(self._http)
+            self._http = fresh
         self.hung_up = False
 
     def close(self) -> None:
         """Close the connections."""
-        for http in (*self._retired, self.http):
-            http.close()
+        for http in (*self._retired, self._http):
+            if http is not None:
+                http.close()
 
     def desired(self, seen_etag: str = "") -> Desired:
         """The current assignment envelope, unless it is the one we have seen.
@@ -302,6 +325,8 @@ class ControlPlane:
         try:
             reply = ask(self.http, method, path, headers=headers, content=content)
         except LinkError as e:
+            import httpx
+
             # Whether it sends the alert that says why depends on the server; many just close.
             lost = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
             self.hung_up = isinstance(e.__cause__, lost) or "certificate expired" in str(e)

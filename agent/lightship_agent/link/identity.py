@@ -8,6 +8,7 @@
     <state>/identity/identity.json  who this device is and where its control plane lives
 
 Rules:
+* cryptography is loaded by whoever needs a key or a certificate as such: serving begins without it;
 * an identity is written whole into a new folder that is renamed into place, so a device has one or none;
 * a renewed pair of key and certificate takes the place of the old one, which is kept beside it (identity.old) until the
   control plane has accepted the new one once: a pair that is refused is taken back;
@@ -24,18 +25,17 @@ import shutil
 import ssl
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from lightship_agent.contract.codes import EnrolError, StorageError
 from lightship_agent.files import storage_error, sync_folder, write_durably
 from lightship_agent.update.clock import BUILT
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 FOLDER = "identity"
 #: Beside it: a key that was made before the device was enrolled.
@@ -161,6 +161,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             StorageError: storage.corrupt.
         """
+        from cryptography import x509
+
         try:
             return x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes())
         except (OSError, ValueError) as e:
@@ -169,6 +171,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 def new_key() -> ec.EllipticCurvePrivateKey:
     """A P-256 key: the curve that TPMs, brokers and proxies all know."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     return ec.generate_private_key(ec.SECP256R1())
 
 
@@ -185,6 +189,8 @@ def token_key(uri: str) -> ec.EllipticCurvePrivateKey:
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     """PKCS#8 PEM, unencrypted: the file mode protects it."""
+    from cryptography.hazmat.primitives import serialization
+
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -196,6 +202,9 @@ def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     Raises:
         ValueError, TypeError: for anything else.
     """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     key = serialization.load_pem_private_key(pem, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         message = "expected a P-256 key"
@@ -205,6 +214,8 @@ def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 def public_der(key: ec.EllipticCurvePrivateKey) -> bytes:
     """The public half, as SubjectPublicKeyInfo."""
+    from cryptography.hazmat.primitives import serialization
+
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return key.public_key().public_bytes(serialization.Encoding.DER, form)
 
@@ -216,6 +227,10 @@ def key_digest(key: ec.EllipticCurvePrivateKey) -> str:
 
 def certificate_request(key: ec.EllipticCurvePrivateKey, device: str) -> bytes:
     """A PEM CSR with CN = device id, signed by the key as proof of possession."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.x509.oid import NameOID
+
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM)
@@ -258,6 +273,10 @@ def check_chain(chain: bytes, key: ec.EllipticCurvePrivateKey, device: str, ca: 
     Raises:
         EnrolError: enrol.certificate.
     """
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.x509.oid import NameOID
+
     try:
         certificates = x509.load_pem_x509_certificates(chain)
         authority = x509.load_pem_x509_certificate(ca)

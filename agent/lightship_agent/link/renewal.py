@@ -19,12 +19,9 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from lightship_agent.contract.codes import EnrolError, LightshipError, LinkError
 from lightship_agent.contract.device_api import Paths, RenewReply
@@ -42,6 +39,10 @@ from lightship_agent.update.clock import date_of
 
 from . import identity as store
 from .client import ControlPlane, Reply, ask, open_client
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ def recover(identity: store.Identity, *, believed: bool = True) -> bool:
 
 def prove(key: ec.EllipticCurvePrivateKey, proof: Proof) -> SignedProof:
     """The proof, signed."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     payload = msgspec.json.encode(proof)
     signature = Signature(
         keyid=store.key_digest(key),
