@@ -15,10 +15,8 @@ _AN_EXTRA = "shap"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs optional packages where they are not."""
-    if importlib.util.find_spec(_AN_EXTRA) is not None:
-        return
-    skip = pytest.mark.skip(reason="needs optional packages: make test-extras")
+    """Skip what needs optional packages where they are not; a mark may name the one package it needs."""
     for item in items:
-        if item.get_closest_marker("extras") is not None:
-            item.add_marker(skip)
+        mark = item.get_closest_marker("extras")
+        if mark is not None and importlib.util.find_spec(*(mark.args or (_AN_EXTRA,))) is None:
+            item.add_marker(pytest.mark.skip(reason="needs optional packages: make test-extras"))

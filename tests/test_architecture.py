@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ SHARED = ("lightship_agent.contract", "lightship_agent.runtime", "lightship_agen
 #: `compression` is the standard library's from Python 3.14 on.
 STANDARD = frozenset(sys.stdlib_module_names) | {"compression"}
 #: Where a distribution's name is not the name one imports.
-DISTRIBUTIONS = {"backports": "backports.zstd", "paho": "paho-mqtt"}
+DISTRIBUTIONS = {"backports": "backports.zstd", "paho": "paho-mqtt", "PIL": "pillow"}
 
 
 @cache
@@ -137,7 +138,8 @@ def test_a_decider_and_all_that_it_leans_on_touch_nothing(module: str) -> None:
 
 
 def test_only_what_the_agent_declares_is_imported_by_it() -> None:
-    declared = tomllib.loads((AGENT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((AGENT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     names = {re.split(r"[<>=;\[ ]", requirement)[0] for requirement in declared}
     imported = {root for module in of("lightship_agent") for root in roots(module)} - STANDARD - {"lightship_agent"}
 

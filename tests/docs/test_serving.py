@@ -16,9 +16,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.agent import tensored
 from tests.agent.conftest import build
 from tests.docs.fences import ROOT, Block, blocks
 
+from lightship.convert.declared import read_declared
 from lightship.fleet.broker import free_port
 from lightship.integrations import mosquitto
 from lightship_agent.contract.bundle import read_bundle
@@ -57,6 +59,16 @@ class Device:
         self.server = HttpServer(app, port=0, frames=FrameFace(plane), frames_socket=frames)
         self.server.start()
         self.places["127.0.0.1:8500"] = "{}:{}".format(*(self.server.address or ()))
+
+    def show_eye(self) -> None:
+        """The device serves a model of images as well: the one that the page declares."""
+        (declared,) = (b.body for b in blocks(PAGE) if b.file == "eye.toml")
+        (self.state / "eye.toml").write_text(declared)
+        told = read_declared(self.state / "eye.toml")
+        assert told == tensored.COLOUR
+        self.plane.install(
+            load_model(read_bundle(tensored.bundle(tensored.conv_net(), told, tensored.colour_arrays())))
+        )
 
     def run(self, program: str) -> str:
         for written, here in self.places.items():
@@ -108,7 +120,10 @@ def test_every_example_prints_what_the_page_says(device: Device) -> None:
     for program, expected in pairs():
         if "mqtt" in program.words and mosquitto.find() is None:
             continue
+        if "eye" in program.words:
+            device.show_eye()
         assert expected.language == "text", f"{program.body}\nhas no output behind it"
         said = device.run(program.body)
+        device.plane.remove("eye")
         pattern = ".*".join(re.escape(part) for part in expected.body.split("…"))
         assert re.fullmatch(pattern, said), f"{program.body}\nsaid\n{said}\nand not\n{expected.body}"

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from .codes import BundleError, WireError
 from .manifest import Manifest, Member, manifest_bytes, parse_manifest
 from .profile import ReferenceProfile
+from .tensors import GoldenTensors
 from .ustar import BLOCK, END, claimed_length, claimed_name, header, padding
 from .wire import decode, encode, sha256_hex
 
@@ -28,6 +29,7 @@ MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 PROFILE: Final = "profile.msgpack"
 GOLDEN: Final = "golden.msgpack"
+TENSORS: Final = "tensors.msgpack"
 BACKGROUND: Final = "background.msgpack"
 CARD: Final = "card.md"
 
@@ -37,6 +39,7 @@ MEMBERS: Final[dict[str, int]] = {
     MODEL: 1024 * 1024 * 1024,
     PROFILE: 4 * 1024 * 1024,
     GOLDEN: 4 * 1024 * 1024,
+    TENSORS: 32 * 1024 * 1024,
     BACKGROUND: 4 * 1024 * 1024,
     CARD: 256 * 1024,
 }
@@ -89,6 +92,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     model: bytes
     profile: ReferenceProfile
     golden: Golden
+    tensors: GoldenTensors | None = None  # of a model that takes tensors; `golden` then holds what is watched of them
     background: npt.NDArray[np.float32] | None = None
     card: str = ""
 
@@ -115,17 +119,27 @@ def read_bundle(data: bytes) -> Bundle:
     try:
         profile = decode(members[PROFILE], ReferenceProfile)
         golden = decode(members[GOLDEN], Golden)
+        tensors = None
+        if TENSORS in members:
+            tensors = decode(members[TENSORS], GoldenTensors, max_bytes=MEMBERS[TENSORS])
         background = decode(members[BACKGROUND], Rows).matrix() if BACKGROUND in members else None
         card = members.get(CARD, b"").decode()
     except (WireError, UnicodeDecodeError) as e:
         raise BundleError("bundle.malformed", f"A member can't be read: {e}") from e
     _check_shapes(manifest, profile, golden)
+    if bool(manifest.tensors) != (tensors is not None):
+        raise BundleError(
+            "bundle.manifest", "Golden tensors are expected of a model that takes tensors, and of no other."
+        )
+    if manifest.tensors and tensors is not None:
+        tensors.check(manifest.tensors)
     return Bundle(
         digest=sha256_hex(data),
         manifest=manifest,
         model=members[MODEL],
         profile=profile,
         golden=golden,
+        tensors=tensors,
         background=background,
         card=card,
     )

@@ -17,6 +17,7 @@ import msgspec
 from .codes import BundleError, DataError, InvalidNameError
 from .names import check_name
 from .schema import FeatureSchema, Outputs
+from .tensors import TensorSpec
 from .wire import canonical_json
 
 MAX_MANIFEST: Final = 512 * 1024  # bytes
@@ -86,6 +87,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     golden_tolerance: float = 1e-4
     metrics: dict[str, float] = {}
     importances: dict[str, float] = {}
+    #: Of a model that takes tensors; its schema is then what is watched of them. Absent from older manifests.
+    tensors: TensorSpec | msgspec.UnsetType = msgspec.UNSET
     extra: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -93,8 +96,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises:
             InvalidNameError: name.invalid.
+            DataError: data.type.
         """
         check_name("model name", self.model)
+        if (self.outputs.task == "tensors") > bool(self.tensors):
+            raise DataError("data.type", "A model of the task tensors declares them.")
+        if self.tensors and self.input_schema.names != self.tensors.schema().names:
+            raise DataError("data.type", "The schema is not what is watched of the declared tensors.")
 
 
 _KNOWN: Final = frozenset(f.encode_name for f in msgspec.structs.fields(Manifest)) - {"extra"}

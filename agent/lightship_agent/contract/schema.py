@@ -170,10 +170,10 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     """What comes out: graph output names, and what they mean.
 
     A classifier has `label` (the class index, int64 `[n]`) and `scores` (float32 `[n, classes]`).
-    A regressor has `value` (float32 `[n]` or `[n, 1]`).
+    A regressor has `value` (float32 `[n]` or `[n, 1]`). The task `tensors` has none of these, only declared outputs.
     """
 
-    task: Literal["classification", "regression"]
+    task: Literal["classification", "regression", "tensors"]
     labels: tuple[str, ...] = ()
     label_output: str = ""
     score_output: str = ""

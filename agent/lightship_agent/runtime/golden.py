@@ -9,16 +9,57 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lightship_agent.contract.bundle import Golden
+from lightship_agent.contract.bundle import Bundle, Golden
 from lightship_agent.contract.codes import ServingError, UpdateError
+from lightship_agent.contract.tensors import GoldenTensors
 
 if TYPE_CHECKING:  # which asks us, too
     from .model import LoadedModel
+
+_SHOWN: Final = 16  # numbers of a row
+
+
+def check_bundle(model: LoadedModel, bundle: Bundle) -> float:
+    """Run the golden rows or tensors of the model's bundle; the largest absolute difference.
+
+    Raises:
+        UpdateError: update.golden.
+    """
+    tolerance = bundle.manifest.golden_tolerance
+    if bundle.tensors is None:
+        return check_golden(model, bundle.golden, tolerance)
+    return check_golden_tensors(model, bundle.tensors, tolerance)
+
+
+def check_golden_tensors(model: LoadedModel, golden: GoldenTensors, tolerance: float) -> float:
+    """Run the golden tensors; the largest absolute difference of a floating-point output. Others must be equal.
+
+    Raises:
+        UpdateError: update.golden.
+    """
+    feeds = {array.name: array.array() for array in golden.inputs}
+    try:
+        found, _ = model.predict_tensors(feeds, [array.name for array in golden.outputs])
+    except ServingError as e:
+        raise UpdateError("update.golden", f"The golden tensors can't be predicted here: {e}") from e
+    largest = 0.0
+    for expected in golden.outputs:
+        wanted, got = expected.array(), found[expected.name]
+        if wanted.dtype.kind == "f" and wanted.size:
+            rows = len(wanted)
+            shape = (rows, wanted.size // rows)
+            if got.shape != wanted.shape:
+                message = f"Golden {expected.name!r}: expected {list(wanted.shape)}, found {list(got.shape)}."
+                raise UpdateError("update.golden", message)
+            largest = max(largest, _compare(got.reshape(shape), wanted.reshape(shape), tolerance))
+        elif not np.array_equal(got, wanted):
+            raise UpdateError("update.golden", f"Golden {expected.name!r}: expected other values than were found.")
+    return largest
 
 
 def check_golden(model: LoadedModel, golden: Golden, tolerance: float) -> float:
@@ -46,7 +87,7 @@ def check_golden(model: LoadedModel, golden: Golden, tolerance: float) -> float:
     return largest
 
 
-def _compare(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], tolerance: float) -> float:
+def _compare(found: npt.NDArray[Any], expected: npt.NDArray[Any], tolerance: float) -> float:
     if found.shape != expected.shape:
         message = f"Golden rows: expected answers {list(expected.shape)}, found {list(found.shape)}."
         raise UpdateError("update.golden", message)
@@ -57,7 +98,7 @@ def _compare(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], 
     if over.any():
         row = int(np.nonzero(over)[0][0])
         message = (
-            f"Golden row {row}: expected {wanted[row].tolist()}, found {wide[row].tolist()}; "
+            f"Golden row {row}: expected {wanted[row, :_SHOWN].tolist()}, found {wide[row, :_SHOWN].tolist()}; "
             f"{int(over.any(axis=1).sum())} of {len(over)} rows differ by more than {tolerance:g}."
         )
         raise UpdateError("update.golden", message)

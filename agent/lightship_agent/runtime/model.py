@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,11 +28,13 @@ from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import BundleError, ServingError, UpdateError
 from lightship_agent.contract.profile import ReferenceProfile
 from lightship_agent.contract.schema import FeatureSchema, Outputs
+from lightship_agent.contract.tensors import TensorSpec, fits
 
 from .bound import BoundRow, batches_exactly, bind_row
-from .golden import check_golden
+from .golden import check_bundle
 from .graph import check_graph
 from .session import CPU, Allowed, Plan, open_session, plan_session
+from .tensors import check_tensor_graph
 
 _WARM_UP_RUNS: Final = 5
 _COMPARED_ROWS: Final = 16  # of the golden rows, that must come out the same however they are asked
@@ -71,6 +74,7 @@ class LoadedModel:
     _session: Any = field(repr=False)
     _fetch: tuple[str, ...] = field(repr=False)
     _classes: int = field(repr=False)  # 0 for a regressor
+    spec: TensorSpec | None = field(repr=False, default=None)  # of a model that takes tensors instead of rows
     bound: BoundRow | None = field(repr=False, default=None)  # memory for one row, where the graph allows it
     batches_exactly: bool = False  # whether rows answered together are to the bit what each is alone
     provider: str = CPU  # what computes
@@ -81,8 +85,11 @@ class LoadedModel:
         """Predict `rows`, float32 C-contiguous `[n, width]`, as `FeatureSchema.check_rows` returns them.
 
         Raises:
-            ServingError: serving.runtime when the runtime raises or answers nonsense.
+            ServingError: serving.runtime when the runtime raises or answers nonsense; serving.input for rows that a
+                model of tensors can't take.
         """
+        if self.spec is not None:
+            raise ServingError("serving.input", f"{self.name}@{self.version} takes tensors by name, not rows.")
         try:
             found = self._session.run(self._fetch, {self.schema.input_name: rows})
         except Exception as e:  # onnxruntime's exceptions share no base class
@@ -94,6 +101,31 @@ class LoadedModel:
         except (ValueError, TypeError, AttributeError) as e:
             message = f"{self.name}@{self.version} answered in another shape than it should: {e}"
             raise ServingError("serving.runtime", message) from e
+
+    def predict_tensors(
+        self, feeds: Mapping[str, npt.NDArray[Any]], names: Sequence[str] = ()
+    ) -> tuple[dict[str, npt.NDArray[Any]], Prediction]:
+        """The declared outputs `names` for tensors as the spec declares them, and what they say of each row.
+
+        Raises:
+            ServingError: serving.runtime when the runtime raises or answers nonsense.
+        """
+        assert self.spec is not None
+        rows = len(next(iter(feeds.values())))
+        declared = {output.name: output for output in self.spec.outputs}
+        wanted = list(dict.fromkeys((*names, *self.outputs.names))) or list(declared)[:1]
+        try:
+            found = dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True))
+        except Exception as e:  # onnxruntime's exceptions share no base class
+            raise ServingError("serving.runtime", f"{self.name}@{self.version} failed to predict: {e}") from e
+        for name, array in found.items():
+            if len(array.shape) == 0 or len(array) != rows or not fits(array.shape, declared[name].shape):
+                message = f"Output {name!r}: expected {[rows, *declared[name].shape[1:]]}, found {list(array.shape)}."
+                raise ServingError("serving.runtime", message)
+        told = [found[name] for name in self.outputs.names]
+        if self._classes:
+            return found, self._classify(told, rows)
+        return found, Prediction(values=told[0].reshape(rows, 1)) if told else Prediction()
 
     def described(self) -> LoadedModel:
         """The same without its session: what may be kept for long, and does not keep the model in memory."""
@@ -142,7 +174,7 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None, allowed: Allowed 
     for provider in plan.providers:
         try:
             model = _load_on(provider, bundle, plan, since)
-            check_golden(model, bundle.golden, manifest.golden_tolerance)
+            check_bundle(model, bundle)
         except (BundleError, UpdateError) as e:
             notes.append(f"{provider}: {e.message[:200]}")
         else:
@@ -153,7 +185,11 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None, allowed: Allowed 
 def _load_on(provider: str, bundle: Bundle, plan: Plan, since_ms: int) -> LoadedModel:
     manifest = bundle.manifest
     session = open_session(bundle.model, f"{manifest.model}@{manifest.version}", provider, plan)
-    _check_graph(session, manifest.input_schema, manifest.outputs)
+    spec = manifest.tensors or None
+    if spec is None:
+        _check_graph(session, manifest.input_schema, manifest.outputs)
+    else:
+        check_tensor_graph(session, spec, manifest.outputs)
     model = LoadedModel(
         name=manifest.model,
         version=manifest.version,
@@ -169,25 +205,30 @@ def _load_on(provider: str, bundle: Bundle, plan: Plan, since_ms: int) -> Loaded
         _classes=len(manifest.outputs.labels) if manifest.outputs.task == "classification" else 0,
         provider=provider,
         precision=manifest.runtime.precision,
+        spec=spec,
     )
+    if bundle.tensors is not None:
+        first = {array.name: array.array()[:1] for array in bundle.tensors.inputs}
+        return dataclasses.replace(model, row_ms=_warm_up(lambda: model.predict_tensors(first)))
     rows = np.ascontiguousarray(bundle.golden.inputs.matrix()[:_COMPARED_ROWS], dtype=np.float32)
     name, names = model.schema.input_name, list(manifest.outputs.names)
     # Threads share out a sum as they come, and other hardware in its own way: sixteen rows prove nothing then.
     is_steady = provider == CPU and plan.threads == 1
     return dataclasses.replace(
         model,
-        row_ms=_warm_up(model, rows[:1]),
-        bound=bind_row(session, name, model.outputs, rows),
+        row_ms=_warm_up(lambda: model.predict(rows[:1])),
+        # A bound row is filled unchecked, and a number there must stand for a category.
+        bound=None if model.schema.has_categories else bind_row(session, name, model.outputs, rows),
         batches_exactly=is_steady and batches_exactly(session, name, names, rows, _COMPARED_ROWS),
     )
 
 
-def _warm_up(model: LoadedModel, row: npt.NDArray[np.float32]) -> float:
+def _warm_up(ask: Callable[[], object]) -> float:
     fastest = float("inf")
     for _ in range(_WARM_UP_RUNS):
         begun = time.perf_counter()
         try:
-            model.predict(row)
+            ask()
         except ServingError as e:
             raise UpdateError("update.swap", f"The new model can't answer its first golden row: {e}") from e
         fastest = min(fastest, time.perf_counter() - begun)

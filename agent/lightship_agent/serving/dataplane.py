@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -26,6 +27,7 @@ from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.messages import Running
 from lightship_agent.runtime.model import LoadedModel, Prediction
 
+from .feeds import tensor_feeds, tensor_output_names, tensor_outputs
 from .hot import HotModel, ObserveRow, ids
 from .slot import Admission, ModelStats, Slot
 from .split import Split
@@ -204,6 +206,8 @@ class DataPlane:
             ServingError: as `get`.
         """
         model, world = self.get(name, version), self._world
+        if model.spec is not None:
+            return math.inf  # nobody knows how large a row of tensors is, or how long an image takes to decode
         split = world.splits.get(model.name) if version is None else None
         arms = [world.versions.get((model.name, str(arm.version))) for arm in split.arms] if split else []
         return max(model.row_ms, *(slot.model.row_ms for slot in arms if slot), 0.0)
@@ -335,7 +339,7 @@ class DataPlane:
 
     def _predict(self, slot: Slot, request: InferRequest) -> tuple[InferResponse, npt.NDArray[np.float32], Prediction]:
         model = slot.model
-        names = output_names(model)
+        names = output_names(model) if model.spec is None else tensor_output_names(model)
         unknown = [name for name in request.outputs if name not in names]
         if unknown:
             message = f"No output {unknown[0][:64]!r}; {model.name} gives {', '.join(names)}."
@@ -343,20 +347,30 @@ class DataPlane:
         if len(request.id) > MAX_ID:
             message = f"Expected an id of at most {MAX_ID} characters, found {len(request.id)}."
             raise ServingError("serving.malformed", message)
+        wanted = request.outputs or names
         try:
-            rows = input_rows(request.inputs, model.schema)
+            if model.spec is None:
+                rows = input_rows(request.inputs, model.schema)
+            else:
+                feeds = tensor_feeds(request.inputs, model.spec)
+                rows = model.spec.watched(feeds)
         except ServingError as e:
             if e.code == "serving.input" and self._refused and slot.watched:
                 data = request.inputs[0].data if request.inputs else None
                 self._refused(model, claimed_rows(request.inputs), data)
             raise
-        prediction = model.predict(rows)
+        if model.spec is None:
+            prediction = model.predict(rows)
+            outputs = answered(model, prediction, wanted)
+        else:
+            found, prediction = model.predict_tensors(feeds, [name for name in wanted if model.spec.gives(name)])
+            outputs = tensor_outputs(model, found, prediction, wanted)
         response = InferResponse(
             model_name=model.name,
             model_version=str(model.version),
             id=request.id or self._next_id(),
             parameters={"digest": model.digest},
-            outputs=answered(model, prediction, request.outputs or names),
+            outputs=outputs,
         )
         return response, rows, prediction
 

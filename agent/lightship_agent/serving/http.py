@@ -31,6 +31,7 @@ from lightship_agent.runtime.model import LoadedModel
 from .compression import compressed
 from .connections import Reply, Request
 from .dataplane import HOT_ROW_MS, DataPlane
+from .feeds import image_answer, image_request
 from .hot import MAX_BODY as HOT_BODY
 from .hot import HotModel, HotRow
 from .keys import check_keys
@@ -263,7 +264,11 @@ class HttpApp:
         check_in_time(ends)
         response = self.plane.answer(request)
         check_in_time(ends)
-        text, length = encode_infer(response, encoding)
+        try:
+            text, length = encode_infer(response, encoding)
+        except ServingError as e:
+            self.plane.count_error(e.code)
+            raise
         if length is None:
             return compressed(Reply(text), call.headers)
         headers = ((b"inference-header-content-length", b"%d" % length),)
@@ -279,10 +284,16 @@ class HttpApp:
         try:
             key = call.headers.get(b"lightship-key", b"").decode("utf-8", "replace")
             found = self.plane.find(call.model, call.version, key)
-            asked = decode_records(_decoded(call.body, call.coding), content_type, found.model, request_id)
+            body = _decoded(call.body, call.coding)
+            if found.model.spec is not None:
+                image = image_request(body, content_type, found.model, request_id)
+            else:
+                asked = decode_records(body, content_type, found.model, request_id)
         except ServingError as e:
             self.plane.count_error(e.code)
             raise
+        if found.model.spec is not None:
+            return _json(image_answer(self.plane.answer(image, by=found), found.model))
         told = answers(self.plane.answer(asked.request, by=found), found.model.outputs.labels)
         return compressed(_json(told if asked.is_list else told[0]), call.headers)
 

@@ -28,7 +28,7 @@ from lightship_agent.contract.codes import BundleError, DataError, ServingError,
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.runtime.bound import BoundRow
 from lightship_agent.runtime.compat import check_compatible
-from lightship_agent.runtime.golden import check_golden
+from lightship_agent.runtime.golden import check_bundle
 from lightship_agent.runtime.model import LoadedModel, Prediction, load_model
 from lightship_agent.runtime.ort import onnxruntime
 
@@ -148,7 +148,7 @@ def _load(data: bytes, digest: str) -> LoadedModel:
         device_class=classes[0] if classes else "",  # whether it is meant for this kind of device, the caller knows
     )
     model = load_model(bundle)
-    check_golden(model, bundle.golden, bundle.manifest.golden_tolerance)
+    check_bundle(model, bundle)
     return model
 
 

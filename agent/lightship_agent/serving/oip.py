@@ -25,8 +25,10 @@ import numpy.typing as npt
 from lightship_agent import __version__
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.schema import FeatureSchema
+from lightship_agent.contract.tensors import DTYPES
 from lightship_agent.runtime.model import LoadedModel
 
+from .feeds import described_inputs, described_outputs, images
 from .keys import check_keys
 from .tensors import MAX_ROWS, InferRequest, InferResponse, Tensor
 
@@ -34,14 +36,6 @@ MAX_BODY: Final = 16 * 1024 * 1024  # bytes
 MAX_RANK: Final = 8
 EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "statistics")
 _MAX_INPUTS: Final = 64
-
-#: Datatype → little-endian numpy type.
-DTYPES: Final[dict[str, str]] = {
-    "BOOL": "?",
-    "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
-    "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
-    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
-}  # fmt: skip
 
 
 class _In(msgspec.Struct):
@@ -181,7 +175,11 @@ def _timeout(parameters: Mapping[str, Any]) -> float:
 
 
 def encode_infer(response: InferResponse, encoding: Encoding = _JSON_ONLY) -> tuple[bytes, int | None]:
-    """The body of `response`, and the length of its JSON when binary tensors follow it."""
+    """The body of `response`, and the length of its JSON when binary tensors follow it.
+
+    Raises:
+        ServingError: serving.output for half floats that were not asked for as binary.
+    """
     tensors, blobs = [], []
     for tensor in response.outputs:
         if encoding.is_binary(tensor.name):
@@ -189,6 +187,9 @@ def encode_infer(response: InferResponse, encoding: Encoding = _JSON_ONLY) -> tu
             blobs.append(blob)
             parameters = {"binary_data_size": len(blob)}
             tensors.append(_TensorJson(tensor.name, tensor.datatype, tensor.shape, parameters))
+        elif tensor.datatype == "FP16":
+            message = f"{tensor.name!r} is FP16, which travels only as binary: ask for it with binary_data."
+            raise ServingError("serving.output", message)
         else:
             data = tensor.data if isinstance(tensor.data, list) else tensor.data.ravel().tolist()
             tensors.append(_TensorJson(tensor.name, tensor.datatype, tensor.shape, None, data))
@@ -210,6 +211,8 @@ def server_metadata() -> dict[str, Any]:
 
 def model_metadata(model: LoadedModel) -> dict[str, Any]:
     """What GET /v2/models/{m} answers; -1 is a free dimension."""
+    if model.spec is not None:
+        return _model(model, described_inputs(model.spec), described_outputs(model), images(model.spec))
     classes = len(model.outputs.labels)
     outputs = [
         {"name": "label", "datatype": "BYTES", "shape": [-1]},
@@ -219,20 +222,26 @@ def model_metadata(model: LoadedModel) -> dict[str, Any]:
         outputs.append({"name": "scores", "datatype": "FP32", "shape": [-1, classes]})
     if model.outputs.task == "regression":
         outputs = [{"name": "value", "datatype": "FP32", "shape": [-1]}]
+    more = {"categories": _categories(model.schema)} if model.schema.has_categories else {}
+    return _model(model, _described_inputs(model.schema), outputs, {"features": list(model.schema.names), **more})
+
+
+def _model(
+    model: LoadedModel, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]], more: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": [str(model.version)],
         "platform": "onnx_onnxv1",
-        "inputs": _described_inputs(model.schema),
+        "inputs": inputs,
         "outputs": outputs,
         "parameters": {
             "digest": model.digest,
             "provider": model.provider,
             "precision": model.precision,
             "schema_digest": model.schema_digest,
-            "features": list(model.schema.names),
             "labels": list(model.outputs.labels),
-            **({"categories": _categories(model.schema)} if model.schema.has_categories else {}),
+            **more,
             "max_rows": MAX_ROWS,
         },
     }

@@ -219,6 +219,35 @@ def import_(
         show_version(views.model_version(session, version), as_json=as_json)
 
 
+@model.command("import-tensors")
+@click.argument("onnx", type=click.Path(path_type=Path))
+@click.option("--model", "name", required=True, help="The registered model's name.")
+@click.option(
+    "--manifest", required=True, type=click.Path(path_type=Path), help="TOML: inputs, outputs, their meaning."
+)
+@click.option(
+    "--golden", required=True, type=click.Path(path_type=Path), help=".npz: an array for each input and output."
+)
+@json_option
+@with_home
+def import_tensors_(home: Home, onnx: Path, name: str, manifest: Path, golden: Path, as_json: bool) -> None:
+    """Bring an ONNX model that takes tensors or images, proved on golden rows from its makers."""
+    from lightship.api import views
+    from lightship.registry.tensors import import_tensors
+
+    version = import_tensors(
+        home,
+        onnx=onnx,
+        declared=manifest,
+        golden=golden,
+        model=name,
+        actor=operator(),
+        progress=lambda text: say(f"  {text} …"),
+    )
+    with home.database.read() as session:
+        show_version(views.model_version(session, version), as_json=as_json)
+
+
 @model.command()
 @click.argument("reference")
 @json_option

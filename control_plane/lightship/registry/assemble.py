@@ -92,7 +92,7 @@ def manifest(made: Making, converted: Converted, number: int) -> Manifest:
     return Manifest(
         model=made.model,
         version=number,
-        created=_rfc3339(made.started),
+        created=rfc3339(made.started),
         input_schema=converted.schema,
         outputs=converted.outputs,
         requires=converted.requires,
@@ -119,7 +119,7 @@ def card(made: Making, number: int) -> str:
         CardFacts(
             model=made.model,
             version=number,
-            created=_rfc3339(made.started),
+            created=rfc3339(made.started),
             estimator=made.estimator_name,
             schema=data.schema,
             labels=data.labels,
@@ -139,5 +139,6 @@ def card(made: Making, number: int) -> str:
     )
 
 
-def _rfc3339(ms: int) -> str:
+def rfc3339(ms: int) -> str:
+    """Milliseconds since 1970 as RFC 3339, UTC."""
     return datetime.fromtimestamp(ms / 1_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -31,7 +31,7 @@ from lightship.training.metrics import Metrics, evaluate
 from lightship.training.recipe import Recipe, recipe_digest
 from lightship.training.train import fit
 from lightship_agent.contract.bundle import CARD, build_bundle
-from lightship_agent.contract.codes import RegistryError
+from lightship_agent.contract.codes import ConvertError, RegistryError
 from lightship_agent.contract.names import check_name
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.runtime.model import LoadedModel, load_model
@@ -132,7 +132,7 @@ def import_version(
     with recorded(home, made):
         tell = progress or (lambda _: None)
         tell("reading the model in a process of its own")
-        converted = import_onnx(_read(onnx), reference.schema, reference.labels)
+        converted = import_onnx(read_model(onnx), reference.schema, reference.labels)
         made.recipe_digest = sha256_hex(converted.onnx)
         tell("asking it one row at a time and in batches")
         made.parity = check_import(converted, parity_rows(reference.x, reference.schema), None)
@@ -152,7 +152,7 @@ def check_is_model(onnx: Path) -> None:
     Raises:
         ConvertError: convert.invalid-onnx.
     """
-    inspect_onnx(_read(onnx))
+    inspect_onnx(read_model(onnx))
 
 
 def _pass_gate(gate: GateDecision, force_reason: str | None) -> None:
@@ -168,9 +168,12 @@ def _pass_gate(gate: GateDecision, force_reason: str | None) -> None:
     )
 
 
-def _read(path: Path) -> bytes:
-    from lightship_agent.contract.codes import ConvertError
+def read_model(path: Path) -> bytes:
+    """The bytes of a model's file.
 
+    Raises:
+        ConvertError: convert.invalid-onnx.
+    """
     try:
         return path.read_bytes()
     except OSError as e:
@@ -237,11 +240,28 @@ def _register(
     force_reason: str | None,
 ) -> ModelVersion:
     members = assemble.members(converted, reference, heldout)
+    assert made.metrics is not None
+
+    def bundle(number: int) -> bytes:
+        members[CARD] = assemble.card(made, number).encode()
+        return build_bundle(assemble.manifest(made, converted, number), members)
+
+    return commit(home, made, bundle, made.metrics.values, actor=actor, force_reason=force_reason)
+
+
+def commit(
+    home: Home,
+    made: Making,
+    bundle_of: Callable[[int], bytes],
+    metrics: dict[str, float],
+    *,
+    actor: str,
+    force_reason: str | None = None,
+) -> ModelVersion:
+    """Register what `bundle_of` makes as the next version, in one transaction, its bundle already stored."""
     with home.database.write() as session:
         number = versions.newest(session, made.model) + 1
-        members[CARD] = assemble.card(made, number).encode()
-        bundle = build_bundle(assemble.manifest(made, converted, number), members)
-        assert made.metrics is not None
+        bundle = bundle_of(number)
         row = ModelVersion(
             model=made.model,
             version=number,
@@ -249,7 +269,7 @@ def _register(
             state="registered",
             digest=home.artifacts.put(bundle),
             length=len(bundle),
-            metrics=made.metrics.values,
+            metrics=metrics,
             forced_reason=force_reason or "",
             created_at=audit.now_ms(),
         )

@@ -126,6 +126,13 @@ def test_columns_that_do_not_fit_are_refused(change: dict[str, Any], said: str) 
     assert said in told["error"]
 
 
+def test_a_model_with_words_is_not_on_the_hot_path_where_numbers_are_not_looked_up() -> None:
+    app = app_of(model())
+
+    assert model().bound is None
+    assert app.plane.hot == {}
+
+
 def test_a_column_that_is_left_out_is_missing_in_every_row() -> None:
     app = app_of(model())
 

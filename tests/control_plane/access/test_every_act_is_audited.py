@@ -61,6 +61,7 @@ ELSEWHERE = {
     "db upgrade": "test_a_migration_is_an_act",
     "init": "test_making_a_home_and_its_credential_anew_are_acts",
     "model import": "tests/control_plane/registry/test_pipeline.py",
+    "model import-tensors": "tests/control_plane/registry/test_tensors.py",
     "retrain run": "tests/control_plane/ingest/test_retrain.py",
     "train": "tests/control_plane/registry/test_pipeline.py",
     "up": "no act itself; what it runs has rows of its own",
