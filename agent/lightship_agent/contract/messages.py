@@ -25,6 +25,8 @@ from .profile import WindowCounts
 from .quality import Quality
 
 MAX_RECORDS: Final = 500
+#: Steps of what runs beside the model that serves begin with it.
+BESIDE_STEPS: Final = "beside-"
 #: Most spans of missing records that are asked for at a time.
 MAX_RANGES: Final = 64
 
@@ -174,8 +176,8 @@ class Agreement(Record, frozen=True, kw_only=True, tag="agreement"):
     same: Count  # of them, with the same class, or nearly the same number
     confusion: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_CONFUSED**2)] = ()  # champion's class by row
     differences: Annotated[tuple[Count, ...], msgspec.Meta(max_length=len(DIFFERENCE_EDGES) + 1)] = ()
-    difference_sum: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    difference_max: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    difference_sum: Annotated[float, msgspec.Meta(ge=0, le=1e15)] = 0.0
+    difference_max: Annotated[float, msgspec.Meta(ge=0, le=1e15)] = 0.0
     latency: Annotated[tuple[Count, ...], msgspec.Meta(max_length=len(LATENCY_EDGES) + 1)] = ()
     failures: Count = 0  # rows that the challenger refused or failed at
     dropped: Count = 0  # rows that found its queue full

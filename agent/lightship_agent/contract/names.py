@@ -19,6 +19,7 @@ _PATTERNS: Final[dict[str, re.Pattern[str]]] = {
     "tenant": re.compile(r"[a-z0-9][a-z0-9-]{0,62}"),
     "token name": re.compile(r"[a-z0-9][a-z0-9-]{0,62}"),
     "environment": re.compile(r"[a-z0-9][a-z0-9-]{0,62}"),
+    "experiment name": re.compile(r"[a-z][a-z0-9-]{0,62}"),
     "alias": re.compile(r"[a-z][a-z0-9-]{0,31}"),
     "feature name": re.compile(r"[a-z][a-z0-9_]{0,62}"),
 }

@@ -25,6 +25,7 @@ import msgspec
 from lightship_agent.contract.assignment import Beside
 from lightship_agent.contract.bundle import Bundle, read_bundle
 from lightship_agent.contract.codes import LightshipError, StorageError, UpdateError
+from lightship_agent.contract.messages import BESIDE_STEPS
 from lightship_agent.fail_points import fail_point
 from lightship_agent.files import storage_error, write_durably
 from lightship_agent.runtime.probe import probe
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 FILE: Final = "beside.json"
 #: Steps as they are reported; the control plane knows by their beginning that they are not those of what serves.
-UP, GONE, FAILED, WAITING = "beside-up", "beside-gone", "beside-failed", "beside-waiting"
+UP, GONE, FAILED, WAITING = (f"{BESIDE_STEPS}{step}" for step in ("up", "gone", "failed", "waiting"))
 
 
 class BesideHost(Protocol):

@@ -42,6 +42,8 @@ class Verb(StrEnum):
     ROLLOUT_PAUSE = "rollout.pause"
     ROLLOUT_RESUME = "rollout.resume"
     ROLLOUT_ABORT = "rollout.abort"
+    EXPERIMENT_START = "experiment.start"
+    EXPERIMENT_STOP = "experiment.stop"
     DEVICE_TOKEN = "device.token"  # noqa: S105 - the name of an act, not a secret
     DEVICE_APPROVE = "device.approve"
     DEVICE_RETRY = "device.retry"
@@ -72,6 +74,8 @@ RULES: Final[dict[Verb, Rule]] = {
     Verb.ROLLOUT_PAUSE: Rule(Role.OPERATOR, True, "pause a rollout"),
     Verb.ROLLOUT_RESUME: Rule(Role.OPERATOR, True, "resume a rollout"),
     Verb.ROLLOUT_ABORT: Rule(Role.OPERATOR, True, "abort a rollout, and take devices back"),
+    Verb.EXPERIMENT_START: Rule(Role.OPERATOR, True, "run a released version beside the champion"),
+    Verb.EXPERIMENT_STOP: Rule(Role.OPERATOR, True, "end an experiment"),
     Verb.DEVICE_TOKEN: Rule(Role.OPERATOR, True, "make a join token"),
     Verb.DEVICE_APPROVE: Rule(Role.OPERATOR, True, "let a device in that waits for it"),
     Verb.DEVICE_RETRY: Rule(Role.OPERATOR, True, "let a device try a bundle again that failed there"),

@@ -15,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lightship.access import tokens
 from lightship.access.rules import Role, Verb
-from lightship.fleet import clones, director, enrolment, planning, rollouts
+from lightship.fleet import clones, comparison, director, enrolment, experiments, planning, rollouts
 from lightship.fleet.rollout import Rules
 from lightship.home import Home
 from lightship.registry import release
+from lightship.registry.bundles import BundleCache
+from lightship_agent.contract.codes import FleetError
 
 from . import views
 from .guard import actor, does
@@ -78,6 +80,35 @@ class RolloutBody(Why):
         )
 
 
+class ExperimentBody(Why):
+    """An experiment: which version beside the champion of which group, in its shadow or for which share."""
+
+    group: str
+    reference: str
+    shadow: bool = False
+    share: float | None = None
+    per_request: bool = False
+    name: str = ""
+
+    def wish(self) -> experiments.Wish:
+        """What is asked for.
+
+        Raises:
+            FleetError: fleet.experiment-spec.
+        """
+        if not self.shadow and self.share is None:
+            raise FleetError("fleet.experiment-spec", "Expected shadow, or the share of the keys that it answers.")
+        return experiments.Wish(
+            group=self.group,
+            reference=self.reference,
+            mode="shadow" if self.shadow else "ab",
+            share=1.0 if self.share is None else self.share,
+            per_request=self.per_request,
+            name=self.name,
+            reason=self.reason,
+        )
+
+
 class JoinTokenBody(Body):
     """A join token."""
 
@@ -112,6 +143,7 @@ class ApiTokenBody(Why):
 def add_acts(app: FastAPI, home: Home) -> None:
     """Add everything that changes something, and the plan that does not."""
     _add_rollouts(app, home)
+    _add_experiments(app, home)
     _add_devices(app, home)
     _add_releases(app, home)
     _add_tokens(app, home)
@@ -155,6 +187,24 @@ def _add_rollouts(app: FastAPI, home: Home) -> None:
     def abort(rollout: str, body: Abort) -> dict[str, Any]:
         """End a rollout; `revert` takes assigned devices back."""
         return intervene(rollout, "abort", body.reason, revert=body.revert)
+
+
+def _add_experiments(app: FastAPI, home: Home) -> None:
+    @app.post("/api/v1/experiments", status_code=201)
+    @does(Verb.EXPERIMENT_START)
+    def start(body: ExperimentBody) -> dict[str, Any]:
+        """Run a released version beside the champion on the devices of a group."""
+        with home.database.write() as session:
+            row = experiments.start(session, body.wish(), BundleCache(home.artifacts), actor=actor())
+            return comparison.summary(row)
+
+    @app.post("/api/v1/experiments/{experiment}/stop")
+    @does(Verb.EXPERIMENT_STOP)
+    def stop(experiment: str, body: Why) -> dict[str, Any]:
+        """End an experiment."""
+        with home.database.write() as session:
+            row = experiments.get(session, experiment)
+            return comparison.summary(experiments.stop(session, row.id, actor=actor(), reason=body.reason))
 
 
 def _add_devices(app: FastAPI, home: Home) -> None:

@@ -16,8 +16,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lightship import __version__
 from lightship.access.rules import Verb
-from lightship.fleet import rollouts
+from lightship.fleet import comparison, experiments, rollouts
 from lightship.home import Home
+from lightship.registry.bundles import BundleCache
 from lightship.storage import audit as audit_log
 from lightship.storage.models import Device
 from lightship_agent.contract.codes import FleetError, LightshipError, StorageError
@@ -31,6 +32,7 @@ _STATUS: Final = {
     "access.environment": 403,
     "access.unknown": 404,
     "fleet.unknown-device": 404,
+    "fleet.unknown-experiment": 404,
     "fleet.unknown-rollout": 404,
     "name.invalid": 422,
     "registry.unknown-model": 404,
@@ -58,6 +60,7 @@ def create_operator_app(home: Home, hosts: Sequence[str] = (), policy: Policy | 
     guard = app.state.guard = Guard(home, policy or Policy())
     guard.protect(app)
     _add_fleet(app, home)
+    _add_experiments(app, home)
     _add_audit(app, home)
     _add_health(app, home)
     operator_acts.add_acts(app, home)
@@ -122,6 +125,22 @@ def _add_fleet(app: FastAPI, home: Home) -> None:
         """One rollout."""
         with home.database.read() as session:
             return rollouts.view(session, rollouts.get(session, rollout))
+
+
+def _add_experiments(app: FastAPI, home: Home) -> None:
+    @app.get("/api/v1/experiments")
+    @does(Verb.FLEET_READ)
+    def experiment_list(limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> list[dict[str, Any]]:
+        """The newest experiments."""
+        with home.database.read() as session:
+            return [comparison.summary(row) for row in experiments.newest(session, limit)]
+
+    @app.get("/api/v1/experiments/{experiment}")
+    @does(Verb.FLEET_READ)
+    def experiment(experiment: str) -> dict[str, Any]:
+        """What an experiment has shown so far."""
+        with home.database.read() as session:
+            return comparison.view(session, experiments.get(session, experiment), BundleCache(home.artifacts))
 
 
 def _add_audit(app: FastAPI, home: Home) -> None:

@@ -23,6 +23,7 @@ from .console import console, emit, fail, json_option, opened, say, stamp, table
 from .data import data
 from .devices import device
 from .drift import drift
+from .experiments import experiment
 from .keys import keys
 from .models import model, train
 from .releases import release
@@ -172,7 +173,7 @@ def upgrade(settings: Settings, as_json: bool) -> None:
         say("The schema is up to date.")
 
 
-_GROUPS = (data, train, model, release, keys, device, rollout, retrain, drift, alarm, audit, token)
+_GROUPS = (data, train, model, release, keys, device, rollout, experiment, retrain, drift, alarm, audit, token)
 for _command in (_up_options(up), *_GROUPS):
     cli.add_command(_command)
 

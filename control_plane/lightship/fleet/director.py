@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from securesystemslib.dsse import Envelope
 from sqlalchemy import Select, select
@@ -20,6 +20,8 @@ from lightship.storage.models import AssignmentRow, Device, ModelVersion
 from lightship_agent.contract.assignment import PAYLOAD_TYPE, Assignment, assignment_bytes
 from lightship_agent.contract.codes import FleetError, RegistryError
 from lightship_agent.fail_points import fail_point
+
+from .beside import companions, mark
 
 #: Long enough for a device that sleeps over the holidays; re-issued at half of it, and whenever something changes.
 LIFE_SECONDS: Final = 90 * 86_400
@@ -47,6 +49,8 @@ def assign(
     fail_point("assigning", device)
     row = session.get(AssignmentRow, device)
     issued = audit.now_ms() // 1_000
+    known = session.get(Device, device)
+    beside = companions(session, known, version) if known is not None else ()
     payload = Assignment(
         device=device,
         seq=row.seq + 1 if row else 1,
@@ -59,16 +63,24 @@ def assign(
         length=version.length,
         rollout=rollout,
         retry=retry,
+        beside=beside,
     )
     if row is None:
         row = AssignmentRow(device=device)
         session.add(row)
     row.seq, row.model, row.version, row.digest = payload.seq, payload.model, payload.version, payload.sha256
     row.rollout, row.issued_at, row.expires_at = rollout, payload.issued * 1_000, payload.expires * 1_000
-    row.envelope = sign(keys, payload)
-    detail = {"model": version.model, "version": version.version, "seq": payload.seq, "rollout": rollout}
+    row.envelope, row.beside = sign(keys, payload), mark(beside)
+    detail: dict[str, Any] = {
+        "model": version.model,
+        "version": version.version,
+        "seq": payload.seq,
+        "rollout": rollout,
+    }
     if retry:
         detail["retry"] = True
+    if beside:
+        detail["beside"] = [b.experiment for b in beside]
     audit.append(session, actor=actor, verb="device.assign", subject=device, detail=detail)
     return payload.seq
 

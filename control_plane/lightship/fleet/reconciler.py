@@ -30,7 +30,7 @@ from lightship.storage.audit import now_ms
 from lightship.storage.models import Device
 from lightship_agent.contract.codes import LightshipError
 
-from . import director, lease, rollouts
+from . import director, experiments, lease, rollouts
 from .broker_guard import BrokerGuard
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ class Reconciler:
             self._watch_models,
             self._advance_rollouts,
             self._assign,
+            self._experiment,
             self._run_retrain,
         )
         for step in steps:
@@ -183,6 +184,11 @@ class Reconciler:
             director.renew(session, self._home.keys, actor=rollouts.ACTOR)
             resigned = self._after_rotation(session)
         self._poke((*newcomers, *resigned))
+
+    def _experiment(self) -> None:
+        with self._home.database.write() as session:
+            poked = experiments.reconcile(session, self._home.keys)
+        self._poke(poked)
 
     def _after_rotation(self, session: Session) -> tuple[str, ...]:
         """At the start, and whenever the director's key is another: sign anew what the old one signed."""

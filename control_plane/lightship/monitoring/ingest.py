@@ -36,6 +36,8 @@ from lightship.storage.models import (
 )
 from lightship_agent.contract.codes import WireError
 from lightship_agent.contract.messages import (
+    BESIDE_STEPS,
+    Agreement,
     AnyRecord,
     Envelope,
     Fault,
@@ -50,6 +52,7 @@ from lightship_agent.contract.messages import (
 )
 from lightship_agent.contract.wire import decode, unpack
 
+from .agreement import store_agreement
 from .cursors import Span
 from .faults import note_fault
 from .stored import add_labels, add_products, window_row
@@ -177,6 +180,8 @@ def store_record(session: Session, device: Device, epoch: str, record: AnyRecord
             note_fault(session, device, record)
         case Update():
             _store_update(session, device, epoch, record)
+        case Agreement():
+            store_agreement(session, device.id, record)
         case LabelledRows():
             _store_rows(session, device, record, now)
 
@@ -242,7 +247,8 @@ def _store_labels(session: Session, device: Device, labels: Labels) -> None:
 
 
 def _store_update(session: Session, device: Device, epoch: str, update: Update) -> None:
-    device.update_state, device.update_code, device.update_detail = update.state, update.code, update.detail
+    if not update.state.startswith(BESIDE_STEPS):  # what runs beside is not what the device is at
+        device.update_state, device.update_code, device.update_detail = update.state, update.code, update.detail
     session.add(
         UpdateStep(
             device=device.id,

@@ -258,6 +258,7 @@ class AssignmentRow(Base):
     issued_at: Mapped[int]
     expires_at: Mapped[int]
     envelope: Mapped[bytes]
+    beside: Mapped[str] = mapped_column(default="")  # ids of the experiments it names, with commas between
 
 
 class RolloutRow(Base):
@@ -276,6 +277,47 @@ class RolloutRow(Base):
     created_by: Mapped[str]
     created_at: Mapped[int]
     updated_at: Mapped[int]
+
+
+class ExperimentRow(Base):
+    """A version that runs beside the champion on the devices of a group. Nothing of it changes but its end."""
+
+    __tablename__ = "experiments"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str]
+    group: Mapped[str] = mapped_column(index=True)
+    model: Mapped[str] = mapped_column(String(64), index=True)
+    version: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64))
+    mode: Mapped[str]  # shadow | ab
+    share: Mapped[float]
+    per_request: Mapped[bool]
+    status: Mapped[str] = mapped_column(index=True)  # running | stopped
+    reason: Mapped[str] = mapped_column(default="")  # why it began
+    ended_because: Mapped[str] = mapped_column(default="")
+    created_by: Mapped[str]
+    created_at: Mapped[int]
+    ended_at: Mapped[int | None]
+
+
+class AgreementRow(Base):
+    """How far a challenger in the shadow has agreed with a champion on a device, added up."""
+
+    __tablename__ = "agreements"
+    experiment: Mapped[str] = mapped_column(String(32), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    champion: Mapped[str] = mapped_column(String(64), primary_key=True)
+    began_at: Mapped[int]
+    updated_at: Mapped[int]
+    rows: Mapped[int] = mapped_column(default=0)
+    same: Mapped[int] = mapped_column(default=0)
+    confusion: Mapped[list[Any]] = mapped_column(default=list)
+    differences: Mapped[list[Any]] = mapped_column(default=list)
+    difference_sum: Mapped[float] = mapped_column(default=0.0)
+    difference_max: Mapped[float] = mapped_column(default=0.0)
+    latency: Mapped[list[Any]] = mapped_column(default=list)
+    failures: Mapped[int] = mapped_column(default=0)
+    dropped: Mapped[int] = mapped_column(default=0)
 
 
 class DeviceEpoch(Base):

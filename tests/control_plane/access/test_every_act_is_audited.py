@@ -34,7 +34,7 @@ from lightship.cli import cli
 from lightship.fleet import director, enrolment
 from lightship.fleet.reconciler import Reconciler
 from lightship.home import Home
-from lightship.registry import versions
+from lightship.registry import release, versions
 from lightship.settings import load_settings
 from lightship.storage.models import AuditEvent, Device, RetrainProposal
 from lightship_agent.contract.device_api import Paths
@@ -45,9 +45,9 @@ CONTROL_PLANE = Path(lightship.__file__).parent
 #: Commands that change nothing in the home.
 READS = {
     "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device list",
-    "device show", "drift explain", "drift simulate", "keys show", "model exposure", "model list",
-    "model show", "release list", "retrain list", "rollout plan", "rollout status", "rollout watch", "status",
-    "token list",
+    "device show", "drift explain", "drift simulate", "experiment list", "experiment show", "keys show",
+    "model exposure", "model list", "model show", "release list", "retrain list", "rollout plan", "rollout status",
+    "rollout watch", "status", "token list",
 }  # fmt: skip
 
 #: Commands that change no home, but a file or a key of whoever calls them.
@@ -85,6 +85,7 @@ class Stage:
     folder: Path
     rollout: str = ""
     entry: str = ""
+    experiment: str = ""
 
     def run(self, *arguments: str) -> str:
         runner = CliRunner(env={"SSH_CONNECTION": "192.0.2.9 1 192.0.2.1 22", "SUDO_USER": "ann", "USER": "mallory"})
@@ -106,6 +107,15 @@ class Stage:
 
     def grant(self) -> None:
         self.run("token", "create", "old", "--role", "viewer")
+
+    def prepare_experiment(self) -> None:
+        self.assign()
+        release.release(self.home, f"{MODEL}@2", actor="user:test")
+
+    def experiment_runs(self) -> None:
+        self.prepare_experiment()
+        said = self.run("experiment", "start", "pumps", f"{MODEL}@2", "--share", "0.3", "--json")
+        self.experiment = json.loads(said)["id"]
 
     def begin(self) -> None:
         self.run("keys", "ceremony", "begin", "--renew", "root", "--out", str(self.folder / "a.json"))
@@ -163,6 +173,8 @@ COMMANDS = {
     "device retry": Act("device.assign", "press-1", Stage.assign, says_why=False),
     "device revoke": Act("device.revoke", "press-1"),
     "device token": Act("token.create", "", says_why=False),
+    "experiment start": Act("experiment.start", "pumps pump@2 --shadow", Stage.prepare_experiment),
+    "experiment stop": Act("experiment.stop", "{experiment}", Stage.experiment_runs),
     "keys ceremony begin": Act("keys.propose", "--renew root --out {folder}/a.json"),
     "keys ceremony finish": Act("keys.finish", "{folder}/a.json", lambda s: s.begin(), says_why=False),
     "keys revoke": Act("keys.finish", "{keyid}"),
@@ -185,6 +197,10 @@ ROUTES = {
     "/api/v1/devices/{device}/clear-clone": Act("device.clear-clone", "{}"),
     "/api/v1/devices/{device}/retry": Act("device.assign", "{}", Stage.assign, says_why=False),
     "/api/v1/devices/{device}/revoke": Act("device.revoke", "{}"),
+    "/api/v1/experiments": Act(
+        "experiment.start", '{"group": "pumps", "reference": "pump@2", "shadow": true}', Stage.prepare_experiment
+    ),
+    "/api/v1/experiments/{experiment}/stop": Act("experiment.stop", "{}", Stage.experiment_runs),
     "/api/v1/join-tokens": Act("token.create", "{}", says_why=False),
     "/api/v1/releases": Act("model.release", '{"reference": "pump@2"}', says_why=False),
     "/api/v1/releases/revoke": Act("model.revoke", '{"reference": "pump@1"}'),
@@ -220,6 +236,7 @@ def test_a_command_that_acts_says_who_from_where_what_and_why(stage: Stage, word
     before = len(stage.events())
     keyid = next(iter(stage.home.releases.in_force().role_keys("timestamp").keyids))
     known = {"folder": stage.folder, "rollout": stage.rollout, "entry": stage.entry, "keyid": keyid}
+    known["experiment"] = stage.experiment
     arguments = act.arguments.format(**known).split()
     stage.run(*words.split(), *arguments, *(["--reason", WHY] if act.says_why else []))
     found = stage.events()[before:]
@@ -231,9 +248,11 @@ def test_a_command_that_acts_says_who_from_where_what_and_why(stage: Stage, word
 
 @pytest.mark.parametrize("words", sorted(READS - {"rollout watch", "drift explain"}))
 def test_a_command_that_reads_leaves_nothing(stage: Stage, words: str) -> None:
+    if words == "experiment show":
+        stage.experiment_runs()
     reference = {
         "data example": ["iris", "--out", str(stage.folder / "iris.csv")], "data show": ["rows"],
-        "device show": ["press-1"], "drift simulate": ["--runs", "4"],
+        "device show": ["press-1"], "drift simulate": ["--runs", "4"], "experiment show": [stage.experiment],
         "model exposure": ["pump@1"], "model show": ["pump@1", "--json"],
         "rollout plan": ["pump@1", "--no-labels"],
     }  # fmt: skip
@@ -260,7 +279,7 @@ def test_a_route_that_acts_says_who_from_where_what_and_why(stage: Stage, path: 
     shown = token(stage.home, Role.ADMIN, name="night-shift")
     before = len(stage.events())
     body = json.loads(act.arguments) | ({"reason": WHY} if act.says_why else {})
-    where = path.format(device="press-1", rollout=stage.rollout, name="old")
+    where = path.format(device="press-1", rollout=stage.rollout, name="old", experiment=stage.experiment)
     answer = Caller(application(stage.home, CLOSED), shown).post(where, body)
     assert answer.status_code in (200, 201), answer.text
     (event,) = stage.events()[before:]
