@@ -347,6 +347,8 @@ class Agent:
                 due = time.monotonic() + self._settings.report_seconds
                 _whatever_happens(lambda: self._keep([*self._counted(), self._heartbeat()]))
                 _whatever_happens(self._certificate.tick)
+            else:
+                _whatever_happens(lambda: self._monitor.count(_now_ms()))
             _whatever_happens(self._send)
             self._residents.tidy()
             self._updater.notice()

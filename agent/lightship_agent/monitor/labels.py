@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.messages import MAX_RECORDS, LabelledRows, Labels
 
 from .residuals import ResidualMeter, Residuals
+from .ring import Request
 
 _MAX_LABEL = 64  # characters, the bound of a shared label in the contract
 
@@ -42,17 +44,11 @@ class StreamKey:
     meter: ResidualMeter | None = field(default=None, compare=False)
 
 
-@dataclass(slots=True)
-class _Remembered:
-    """The rows of one request that were not overwritten: row `first + i` of it is at index i."""
+class _Found(NamedTuple):
+    """A row that is remembered: which stream, and where."""
 
     key: StreamKey
-    first: int
-    total: int
-    windows: tuple[int, ...]
-    said: tuple[int, ...] | tuple[float, ...]  # classes, or a regressor's values
-    rows: npt.NDArray[np.float32] | None
-    told: set[int] | None = None  # made when the first label comes: an empty set weighs more than all the rest
+    slot: int
 
 
 class PredictionLedger:
@@ -66,14 +62,19 @@ class PredictionLedger:
     def __init__(self, capacity: int, share_rows: int = 0) -> None:
         self._capacity = capacity
         self._share = share_rows
-        self._size = 0
-        self._requests: dict[str, _Remembered] = {}
+        self._ids = _Ids(capacity)
+        self._head = 0  # rows since the beginning; row i is at i % capacity
+        self._windows = np.zeros(capacity, dtype=np.int64)
+        self._said = np.zeros(capacity, dtype=np.float64)  # classes, or a regressor's values
+        self._told = np.zeros(capacity, dtype=np.bool_)
+        self._rows: dict[int, npt.NDArray[np.float32]] = {}  # by slot, where rows are shared
+        self._keys: list[StreamKey] = []
         self._counts: dict[tuple[StreamKey, int], _Labelled] = {}
         self._shared: deque[tuple[StreamKey, npt.NDArray[np.float32], str]] = deque(maxlen=max(1, share_rows))
 
     def __len__(self) -> int:
         """Rows that are remembered."""
-        return self._size
+        return min(self._head, self._capacity)
 
     def remember(
         self,
@@ -90,20 +91,43 @@ class PredictionLedger:
 
         Args:
             key: the stream.
-            request_id: a repeated id replaces the older request.
+            request_id: a repeated id means the newer request.
             windows: window number of each row, n of them.
             said: predicted class of each row, or the value, n of them.
             rows: the rows, float32 `[n, width]`; kept only where rows are shared.
             first: the index in the request of the first of these rows.
             total: rows of the whole request, where some are no longer there.
         """
-        self._forget(request_id)
-        kept = rows.copy() if rows is not None and self._share else None
         whole = len(said) + first if total is None else total
-        self._requests[request_id] = _Remembered(key, first, whole, tuple(windows), tuple(said), kept)
-        self._size += len(said)
-        while self._size > self._capacity:
-            self._forget(next(iter(self._requests)))
+        numbers = np.asarray(said, dtype=np.float64)
+        self.remember_all(key, [Request(request_id, -first, whole)], np.asarray(windows), numbers, rows)
+
+    def remember_all(
+        self,
+        key: StreamKey,
+        requests: Sequence[Request],
+        windows: npt.NDArray[np.int64],
+        said: npt.NDArray[np.float64],
+        rows: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        """Keep the predictions of many requests, whose rows follow each other.
+
+        Args:
+            key: the stream.
+            requests: where each one's rows are; a negative place is that of rows that are no longer there.
+            windows: window number of each row, int64 `[n]`.
+            said: predicted class of each row, or the value, float64 `[n]`.
+            rows: float32 `[n, width]`; kept only where rows are shared.
+        """
+        if key not in self._keys:
+            self._keys.append(key)
+        self._ids.add(requests, self._head, self._keys.index(key))
+        kept = min(len(said), self._capacity)
+        slots = np.arange(self._head + len(said) - kept, self._head + len(said)) % self._capacity
+        self._windows[slots], self._said[slots], self._told[slots] = windows[-kept:], said[-kept:], False
+        if self._share and rows is not None:
+            self._rows.update(zip(slots.tolist(), rows[-kept:].copy(), strict=True))
+        self._head += len(said)
 
     def resolve(self, prediction_id: str, label: str) -> bool:
         """Join a label to its prediction; True when it counted, False for a duplicate.
@@ -111,17 +135,17 @@ class PredictionLedger:
         Raises:
             ServingError: serving.unknown-prediction; serving.input for a label the model does not have.
         """
-        request, index = self._find(prediction_id)
-        truth = _truth(request.key, label)
-        request.told = request.told or set()
-        if index in request.told:
+        key, slot = self._find(prediction_id)
+        truth = _truth(key, label)
+        if self._told[slot]:
             return False
-        request.told.add(index)
-        if request.key.labels or request.key.meter is not None:
-            counts = self._counts.setdefault((request.key, request.windows[index]), _Labelled())
-            counts.add(request.key.meter, truth, request.said[index])
-        if request.rows is not None and len(label) <= _MAX_LABEL:
-            self._shared.append((request.key, request.rows[index].copy(), label))
+        self._told[slot] = True
+        if key.labels or key.meter is not None:
+            counts = self._counts.setdefault((key, int(self._windows[slot])), _Labelled())
+            counts.add(key.meter, truth, float(self._said[slot]))
+        row = self._rows.get(slot)
+        if row is not None and len(label) <= _MAX_LABEL:
+            self._shared.append((key, row, label))
         return True
 
     def collect(self, now_ms: int, is_closed: Callable[[StreamKey, int], bool]) -> list[Labels | LabelledRows]:
@@ -156,26 +180,70 @@ class PredictionLedger:
             for at in range(0, len(pairs), MAX_RECORDS)
         ]
 
-    def _find(self, prediction_id: str) -> tuple[_Remembered, int]:
-        request = self._requests.get(prediction_id)
-        if request is not None and request.total == 1:
-            return request, 0
-        if request is not None:
-            message = f"The request {prediction_id[:128]!r} had {request.total} rows; name one as id:row."
+    def _find(self, prediction_id: str) -> _Found:
+        oldest = self._head - self._capacity
+        request = self._ids.find(prediction_id, oldest)
+        index = 0
+        if request is not None and request.rows > 1:
+            message = f"The request {prediction_id[:128]!r} had {request.rows} rows; name one as id:row."
             raise ServingError("serving.unknown-prediction", message)
-        base, colon, text = prediction_id.rpartition(":")
-        request = self._requests.get(base) if colon and text.isdecimal() and len(text) < 9 else None
-        if request is not None and request.total > 1:
-            index = int(text) - request.first
-            if 0 <= index < len(request.said):
-                return request, index
-        message = f"No recent prediction has the id {prediction_id[:140]!r}."
-        raise ServingError("serving.unknown-prediction", message)
+        if request is None:
+            base, colon, text = prediction_id.rpartition(":")
+            if colon and text.isdecimal() and len(text) < 9:
+                request, index = self._ids.find(base, oldest), int(text)
+            if request is None or request.rows == 1 or not request.missing <= index < request.rows:
+                message = f"No recent prediction has the id {prediction_id[:140]!r}."
+                raise ServingError("serving.unknown-prediction", message)
+        return _Found(self._keys[request.stream], (request.start + index) % self._capacity)
 
-    def _forget(self, request_id: str) -> None:
-        old = self._requests.pop(request_id, None)
-        if old is not None:
-            self._size -= len(old.said)
+
+class _Place(NamedTuple):
+    """Where a request's rows are: row i at `start + i`, of rows since the beginning, from `missing` on."""
+
+    start: int
+    missing: int
+    rows: int
+    stream: int
+
+
+class _Ids:
+    """Requests by their id, in arrays that are taken once: a dict of so many strings weighs ten times as much.
+
+    Of an id its hash is kept, Python's own with the key of this process, 64 bits: that two among 20,000 are alike by
+    chance is less likely than 10⁻¹⁰.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._head = 0
+        self._hashes = np.zeros(capacity, dtype=np.int64)
+        self._starts = np.zeros(capacity, dtype=np.int64)
+        self._missing = np.zeros(capacity, dtype=np.int32)
+        self._rows = np.zeros(capacity, dtype=np.int32)  # 0: nothing here yet
+        self._streams = np.zeros(capacity, dtype=np.int32)
+
+    def add(self, requests: Sequence[Request], first_row: int, stream: int) -> None:
+        """Requests whose rows begin at `first_row`."""
+        requests = requests[-self._capacity :]
+        at = np.arange(self._head, self._head + len(requests)) % self._capacity
+        firsts = np.array([r.first for r in requests], dtype=np.int64)
+        self._hashes[at] = [hash(r.id) for r in requests]
+        self._starts[at] = first_row + firsts
+        self._missing[at] = np.maximum(0, -firsts)
+        self._rows[at] = [r.rows for r in requests]
+        self._streams[at] = stream
+        self._head += len(requests)
+
+    def find(self, request_id: str, oldest: int) -> _Place | None:
+        """The newest request of that id, if all that was kept of it is at `oldest` or after it."""
+        places = np.flatnonzero((self._hashes == hash(request_id)) & (self._rows > 0))
+        if not len(places):
+            return None
+        at = places[self._starts[places].argmax()]
+        start, missing = int(self._starts[at]), int(self._missing[at])
+        if start + missing < oldest:
+            return None
+        return _Place(start, missing, int(self._rows[at]), int(self._streams[at]))
 
 
 class _Labelled:

@@ -166,6 +166,12 @@ class Monitor:
                 raise ServingError("serving.unknown-prediction", f"{model[:64]!r} has predicted nothing yet.")
             return ledger.resolve(prediction_id, label)
 
+    def count(self, now_ms: int) -> None:
+        """Take what was predicted out of the rings and count it, before they overflow."""
+        with self._lock:
+            self._note_time(now_ms)
+            self._drain()
+
     def collect(self, now_ms: int) -> list[AnyRecord]:
         """What is to be reported since the last collect: closed windows, products, faults, labels, shared rows.
 
@@ -237,20 +243,9 @@ class Monitor:
 
     def _remember(self, stream: _Stream, block: Block, now_ms: int) -> None:
         ledger = self._ledgers[stream.key.model]
+        said = (block.labels if stream.key.labels else block.top_scores).astype(np.float64)
         windows = stream.counts.windows_of(len(block), now_ms)
-        said = (block.labels if stream.key.labels else block.top_scores).tolist()
-        for request in block.requests:
-            skipped = max(0, -request.first)
-            part = slice(request.first + skipped, request.first + request.rows)
-            ledger.remember(
-                stream.key,
-                request.id,
-                windows[part],
-                said[part],
-                block.rows[part] if self._share_rows else None,
-                first=skipped,
-                total=request.rows,
-            )
+        ledger.remember_all(stream.key, block.requests, windows, said, block.rows if self._share_rows else None)
 
     def _settle(self, stream: _Stream) -> None:
         """Close what is too old or no longer serves; let go of a stream that has been silent since."""

@@ -77,9 +77,10 @@ class StreamMonitor:
         full = self._opened is not None and self._tally.rows >= self._window_rows
         return full and now_ms - (self._opened or 0) >= self._min_age_ms
 
-    def windows_of(self, rows: int, now_ms: int) -> list[int]:
-        """The window numbers the next `rows` rows will belong to, if they are pushed at that time."""
-        return [part.window for part in self._parts(rows, now_ms) for _ in range(part.rows)]
+    def windows_of(self, rows: int, now_ms: int) -> npt.NDArray[np.int64]:
+        """The window numbers, int64 `[rows]`, of the next rows, if they are pushed at that time."""
+        parts = self._parts(rows, now_ms)
+        return np.repeat(np.array([p.window for p in parts], dtype=np.int64), [p.rows for p in parts])
 
     def push(
         self,

@@ -121,7 +121,7 @@ def test_the_announced_windows_are_the_ones_the_rows_land_in(cuts: list[int], si
     closed: list[Window] = []
     at = 0
     for end in [*sorted(cuts), 300]:
-        announced += stream.windows_of(end - at, 1)
+        announced += stream.windows_of(end - at, 1).tolist()
         closed += stream.push(rows[at:end], labels[at:end], tops[at:end], 1)
         at = end
     closed += stream.flush(2)
@@ -144,7 +144,7 @@ def test_a_window_is_never_younger_than_its_least_age_and_loses_no_row(
     now = 1_000
     for count, later in steps:
         now += later
-        announced += stream.windows_of(count, now)
+        announced += stream.windows_of(count, now).tolist()
         closed += stream.push(rows[:count], labels[:count], tops[:count], now)
     full = len(closed)
     closed += stream.flush(now)
