@@ -117,6 +117,9 @@ def show(home: Home, dataset: str, as_json: bool) -> None:
     say(f"{row.name}@{row.version}, {row.rows} rows, added {stamp(row.created_at)}, digest {row.digest}")
     cells = [(f.name, f.title, f.low, f.mean, f.high, f.missing, f.distinct) for f in summary.features]
     table("Features", ("feature", "column", "min", "mean", "max", "missing", "distinct"), cells)
+    worded = [(f.name, len(f.categories), ", ".join(f.categories)) for f in summary.features if f.categories]
+    if worded:
+        table("Categories", ("feature", "categories", "words"), worded)
     if summary.classes:
         table(f"Target {row.target}", ("class", "rows"), list(summary.classes.items()))
 

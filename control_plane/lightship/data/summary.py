@@ -22,6 +22,7 @@ class FeatureSummary(msgspec.Struct, frozen=True, kw_only=True):
     mean: float | None
     missing: int
     distinct: int
+    categories: tuple[str, ...] = ()
 
 
 class DatasetSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,7 @@ def _feature(dataset: Dataset, j: int) -> FeatureSummary:
         mean=float(present.mean(dtype=np.float64)) if some else None,
         missing=len(column) - len(present),
         distinct=len(np.unique(present)),
+        categories=dataset.schema.features[j].levels,
     )
 
 

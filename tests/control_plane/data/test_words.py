@@ -12,6 +12,7 @@ from tests.control_plane.things import ACTOR
 
 from lightship.data.csv_loader import load_csv
 from lightship.data.dataset import Dataset, canonical_bytes, concat, parse_dataset
+from lightship.data.summary import summarise
 from lightship.home import Home
 from lightship.registry import versions
 from lightship.registry.datasets import add_dataset
@@ -130,6 +131,12 @@ def test_joined_rows_keep_their_words_under_the_first_schemas_numbers(tmp_path: 
     with pytest.raises(DataError) as caught:
         concat(old, load(tmp_path, "material,load,worn\n1,5,no\n2,6,yes\n"), "both")
     assert caught.value.code == "data.type"
+
+
+def test_a_summary_has_the_words(tmp_path: Path) -> None:
+    material, number = summarise(load(tmp_path)).features
+
+    assert (material.categories, material.distinct, number.categories) == (("brass", "iron", "steel"), 3, ())
 
 
 @pytest.mark.slow
