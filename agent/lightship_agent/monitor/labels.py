@@ -64,9 +64,9 @@ class PredictionLedger:
         self._share = share_rows
         self._ids = _Ids(capacity)
         self._head = 0  # rows since the beginning; row i is at i % capacity
-        self._windows = np.zeros(capacity, dtype=np.int64)
-        self._said = np.zeros(capacity, dtype=np.float64)  # classes, or a regressor's values
-        self._told = np.zeros(capacity, dtype=np.bool_)
+        self._windows = np.full(capacity, 0, dtype=np.int64)
+        self._said = np.full(capacity, 0, dtype=np.float64)  # classes, or a regressor's values
+        self._told = np.full(capacity, 0, dtype=np.bool_)
         self._rows: dict[int, npt.NDArray[np.float32]] = {}  # by slot, where rows are shared
         self._keys: list[StreamKey] = []
         self._counts: dict[tuple[StreamKey, int], _Labelled] = {}
@@ -216,11 +216,11 @@ class _Ids:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._head = 0
-        self._hashes = np.zeros(capacity, dtype=np.int64)
-        self._starts = np.zeros(capacity, dtype=np.int64)
-        self._missing = np.zeros(capacity, dtype=np.int32)
-        self._rows = np.zeros(capacity, dtype=np.int32)  # 0: nothing here yet
-        self._streams = np.zeros(capacity, dtype=np.int32)
+        self._hashes = np.full(capacity, 0, dtype=np.int64)
+        self._starts = np.full(capacity, 0, dtype=np.int64)
+        self._missing = np.full(capacity, 0, dtype=np.int32)
+        self._rows = np.full(capacity, 0, dtype=np.int32)  # 0: nothing here yet
+        self._streams = np.full(capacity, 0, dtype=np.int32)
 
     def add(self, requests: Sequence[Request], first_row: int, stream: int) -> None:
         """Requests whose rows begin at `first_row`."""

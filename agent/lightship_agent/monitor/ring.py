@@ -112,9 +112,10 @@ class _Buffer:
 
     def __init__(self, capacity: int, width: int) -> None:
         self.capacity = capacity
-        self.rows = np.empty((capacity, width), dtype=np.float32)
-        self.labels = np.empty(capacity, dtype=np.int64)
-        self.tops = np.empty(capacity, dtype=np.float32)
+        # Written to, so that the memory is there from the beginning.
+        self.rows = np.full((capacity, width), 0, dtype=np.float32)
+        self.labels = np.full(capacity, 0, dtype=np.int64)
+        self.tops = np.full(capacity, 0, dtype=np.float32)
         self.head = 0
         # Each request has a row or more, so no more than `capacity` of them can still have one here.
         self.requests: deque[tuple[int, int, str]] = deque(maxlen=capacity)

@@ -25,6 +25,8 @@ from lightship_agent.runtime.model import LoadedModel
 from .faults import MIN_ROWS, Change, FaultBook, FaultFinder, Found
 from .tally import Tally
 
+#: Rows that are counted at once: enough for numpy to be fast, few enough for its temporaries to be small.
+_TOGETHER_ROWS: Final = 512
 #: Windows whose products travel together.
 TOGETHER: Final = 8
 
@@ -102,7 +104,9 @@ class StreamMonitor:
             end = at + part.rows
             if part.rows:
                 self._open(now_ms)
-                self._tally.count(rows[at:end], labels[at:end], tops[at:end])
+            for some in range(at, end, _TOGETHER_ROWS):
+                rest = slice(some, min(end, some + _TOGETHER_ROWS))
+                self._tally.count(rows[rest], labels[rest], tops[rest])
             if part.closes:
                 closed.append(self._close(now_ms))
             at = end
