@@ -23,11 +23,13 @@ import msgspec
 import numpy as np
 import pytest
 from tests.agent.conftest import FEATURES, training_rows
+from tests.agent.worded import worded_bundle
 
 from lightship_agent.client import Answer, AsyncClient, Client
+from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.codes import LightshipError
 from lightship_agent.monitor.monitor import Monitor
-from lightship_agent.runtime.model import LoadedModel
+from lightship_agent.runtime.model import LoadedModel, load_model
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.frames import FrameFace
 from lightship_agent.serving.http import create_app
@@ -410,3 +412,23 @@ def test_frames_need_no_httpx_and_nothing_needs_the_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("way", ["http", "frames"])
+def test_words_go_as_they_are_over_http_and_in_frames(tmp_path: Path, way: str) -> None:
+    plane = DataPlane(lambda *_: None)
+    plane.install(load_model(read_bundle(worded_bundle())))
+    frames = tmp_path / "frames.sock"
+    app = create_app(plane, status=dict, metrics=str)
+    server = HttpServer(app, port=0, frames=FrameFace(plane), frames_socket=frames)
+    server.start()
+    try:
+        address = f"frames:{frames}" if way == "frames" else "http://{}:{}".format(*(server.address or ()))
+        with Client(address) as agent:
+            record = {"temperature": 0.5, "material": " iron", "current": 2.0, "gear": "1"}
+            assert agent.predict(record).labels[0] in {"healthy", "worn"}
+            with pytest.raises(LightshipError) as caught:
+                agent.predict({**record, "material": "wood"})
+            assert caught.value.code == "serving.input"
+    finally:
+        server.stop()
