@@ -92,6 +92,7 @@ CODES: Final[dict[str, str]] = {
     "convert.refused": "This kind of model is known to convert wrongly or not at all.",
     "convert.failed": "The converter raised.",
     "convert.timeout": "Conversion exceeded its time or memory and was stopped.",
+    "convert.precision": "The model can't be had in that precision, or gains nothing by it.",
     "convert.parity": "The ONNX model does not agree with the original on the parity rows.",
     "convert.invalid-onnx": "The file is not a valid ONNX model, or needs what the device must not load.",
     "registry.unknown-model": "No registered model of that name.",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from lightship.home import Home, operator
 from lightship_agent.contract.codes import GateError
+from lightship_agent.contract.manifest import PROVIDERS, Runtime
 
 from .console import emit, json_option, say, stamp, table, with_home
 from .data import CATEGORICAL, UNKNOWN
@@ -16,6 +17,22 @@ from .data import CATEGORICAL, UNKNOWN
 FORCE = click.option("--force-reason", help="Register although a metric gate fails; the reason is audited.")
 GATE = click.option(
     "--gate", multiple=True, metavar="METRIC=LIMIT", help="A limit, e.g. accuracy=0.9; may be repeated."
+)
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="What the model on devices computes in: fp16 and int8 for networks, refused where nothing is gained.",
+)
+PROVIDER = click.option(
+    "--provider",
+    multiple=True,
+    type=click.Choice(PROVIDERS),
+    help="What shall compute on devices that have it, rather than the CPU; may be repeated, the best first.",
+)
+THREADS = click.option(
+    "--threads", type=int, default=1, show_default=True, help="Threads that one prediction may take on a device."
 )
 
 
@@ -34,6 +51,9 @@ GATE = click.option(
     help="With --estimator: how the card's importances are found; shap and lime are extras of the control plane.",
 )
 @click.option("--allow-module", multiple=True, help="A package, besides scikit-learn, whose estimators are trusted.")
+@PRECISION
+@PROVIDER
+@THREADS
 @GATE
 @FORCE
 @json_option
@@ -48,6 +68,9 @@ def train(
     seed: int,
     explain: str,
     allow_module: tuple[str, ...],
+    precision: str,
+    provider: tuple[str, ...],
+    threads: int,
     gate: tuple[str, ...],
     force_reason: str | None,
     as_json: bool,
@@ -63,9 +86,20 @@ def train(
         chosen = load_recipe(recipe)
         if gate:
             raise click.UsageError("The recipe holds the gate; --gate goes with --estimator.")
+        if provider or threads != 1 or precision != "fp32":
+            raise click.UsageError("The recipe holds precision, providers and threads; the flags go with --estimator.")
     else:
         chosen = parse_recipe(
-            {"estimator": estimator, "scale": scale, "seed": seed, "gate": limits(gate), "explain": explain}
+            {
+                "estimator": estimator,
+                "scale": scale,
+                "seed": seed,
+                "gate": limits(gate),
+                "explain": explain,
+                "precision": precision,
+                "providers": provider,
+                "intra_op_threads": threads,
+            }
         )
     version = train_version(
         home,
@@ -172,6 +206,9 @@ def alias(home: Home, reference: str, alias: str, as_json: bool) -> None:
 @click.option("--task", type=click.Choice(["auto", "classification", "regression"]), default="auto", show_default=True)
 @CATEGORICAL
 @UNKNOWN
+@PRECISION
+@PROVIDER
+@THREADS
 @GATE
 @FORCE
 @json_option
@@ -185,6 +222,9 @@ def import_(
     task: str,
     categorical: tuple[str, ...],
     unknown: str,
+    precision: Literal["fp32", "fp16", "int8"],
+    provider: tuple[str, ...],
+    threads: int,
     gate: tuple[str, ...],
     force_reason: str | None,
     as_json: bool,
@@ -194,6 +234,7 @@ def import_(
     from lightship.data.csv_loader import load_csv
     from lightship.registry.datasets import add_dataset
     from lightship.registry.pipeline import check_is_model, import_version
+    from lightship.training.recipe import check_wishes
 
     reference = load_csv(
         csv,
@@ -203,6 +244,7 @@ def import_(
         categorical=categorical,
         unknown=unknown,  # type: ignore[arg-type]
     )
+    check_wishes(provider, threads)
     check_is_model(onnx)
     add_dataset(home, reference, source=csv.name, parent=None, actor=operator())
     version = import_version(
@@ -214,6 +256,8 @@ def import_(
         actor=operator(),
         force_reason=force_reason,
         progress=lambda text: say(f"  {text} …"),
+        precision=precision,
+        runtime=Runtime(providers=provider, intra_op_threads=threads),
     )
     with home.database.read() as session:
         show_version(views.model_version(session, version), as_json=as_json)

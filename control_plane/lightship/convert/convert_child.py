@@ -31,14 +31,16 @@ _OTHER_WAYS: Final = "Choose another estimator, or make the ONNX file yourself a
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do: convert the estimator in `input.bin`, or take in the ONNX model there."""
+    """What to do: convert the estimator in `input.bin`, take in the ONNX model there, or reduce its precision."""
 
-    kind: Literal["convert", "import"]
+    kind: Literal["convert", "import", "reduce"]
     schema: FeatureSchema | None
     labels: tuple[str, ...]
     task: Literal["classification", "regression"]
     seconds: float
     memory_mb: int
+    outputs: Outputs | None = None  # of the model to reduce,
+    precision: str = "fp32"  # and to what
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +113,10 @@ def _work(folder: Path, job: Job) -> None:
         assert job.schema is not None  # the parent always gives one
         model, outputs = convert_estimator(joblib.load(folder / INPUT), job.schema, job.labels, job.task)
         schema = job.schema
+    elif job.kind == "reduce":
+        assert job.schema is not None
+        assert job.outputs is not None
+        model, schema, outputs = _reduced(folder, job), job.schema, job.outputs
     else:
         limit_memory(job.memory_mb)
         model = parse_onnx((folder / INPUT).read_bytes())
@@ -119,6 +125,21 @@ def _work(folder: Path, job: Job) -> None:
     (folder / MODEL).write_bytes(model.SerializeToString(deterministic=True))
     result = Result(schema=schema, outputs=outputs, versions=capture())
     (folder / RESULT).write_bytes(msgspec.json.encode(result))
+
+
+def _reduced(folder: Path, job: Job) -> Any:
+    """The `ModelProto` of the model in `input.bin`, in fewer bits; beside it lie rows of its input."""
+    import joblib
+
+    from .inspection import parse_onnx
+    from .reduce import check_gains, quantisation, to_fp16, to_int8
+
+    quantisation()  # loaded before memory is limited
+    limit_memory(job.memory_mb)
+    data, rows = joblib.load(folder / INPUT)
+    model = parse_onnx(data)
+    check_gains(model, job.precision)
+    return to_fp16(model) if job.precision == "fp16" else to_int8(model, rows, folder)
 
 
 def convert_estimator(estimator: Any, schema: FeatureSchema, labels: tuple[str, ...], task: str) -> tuple[Any, Outputs]:

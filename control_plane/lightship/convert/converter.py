@@ -17,12 +17,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import joblib
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from lightship_agent.contract.codes import CODES, ConvertError, StorageError
 from lightship_agent.contract.manifest import Requires
@@ -30,9 +32,11 @@ from lightship_agent.contract.schema import FeatureSchema, Outputs
 
 from .convert_child import ERROR, INPUT, JOB, MODEL, RESULT, Failure, Job, Result
 from .inspection import INVALID, OWN_IR, OnnxInfo, check_device_safe, describe, inspect_onnx, parse_onnx
+from .reduce import CALIBRATION_ROWS, Precision, check_smaller
 from .refusals import check_convertible
+from .rows import evenly
 
-__all__ = ["Converted", "convert", "import_onnx", "inspect_onnx"]
+__all__ = ["Converted", "convert", "import_onnx", "inspect_onnx", "reduce_precision"]
 
 _STDERR: Final = "stderr.txt"
 #: Libraries take some seconds to load on a small or busy machine; the job's own limit starts counting at once.
@@ -49,6 +53,8 @@ class Converted:
         outputs: what its outputs mean.
         requires: what a device must have.
         versions: of what made it, by package.
+        precision: what it computes in.
+        golden_tolerance: how far a device's answers to the golden rows may be from ours.
     """
 
     onnx: bytes
@@ -56,6 +62,12 @@ class Converted:
     outputs: Outputs
     requires: Requires
     versions: dict[str, str]
+    precision: Precision = "fp32"
+    golden_tolerance: float = 1e-4
+
+
+#: Devices round halves of a quantum either way, and sum up half floats in another order.
+_GOLDEN_TOLERANCE: Final = {"fp16": 5e-3, "int8": 2e-2}
 
 
 def convert(
@@ -122,6 +134,50 @@ def import_onnx(
     job = Job(kind="import", schema=schema, labels=labels, task=task, seconds=seconds, memory_mb=memory_mb)
     made, result = _in_child(job, data)
     return _converted(made, _inspect_again(made, own=False), result)
+
+
+def reduce_precision(
+    converted: Converted,
+    precision: Precision,
+    rows: npt.NDArray[np.float32],
+    *,
+    seconds: float = 300,
+    memory_mb: int = 2048,
+) -> Converted:
+    """The same model in fewer bits; fp32 gives it back as it is.
+
+    Args:
+        converted: from `convert` or `import_onnx`.
+        precision: fp16 or int8.
+        rows: float32 `[n, width]` like those it was fitted on: INT8 covers what they show, and no more.
+        seconds: limit on wall time and CPU time of the child.
+        memory_mb: limit on the address space the child may take above its libraries.
+
+    Raises:
+        ConvertError: convert.precision when it gains nothing; convert.failed, convert.timeout.
+        StorageError: storage.full when the job does not fit on the disk.
+    """
+    if precision == "fp32":
+        return converted
+    outputs = converted.outputs
+    if outputs.task == "tensors":
+        message = f"{precision}: a model of named tensors is taken as it comes; export it in that precision."
+        raise ConvertError("convert.precision", message)
+    job = Job(
+        kind="reduce",
+        schema=converted.schema,
+        labels=outputs.labels,
+        task=outputs.task,
+        seconds=seconds,
+        memory_mb=memory_mb,
+        outputs=outputs,
+        precision=precision,
+    )
+    some = np.ascontiguousarray(rows[evenly(len(rows), CALIBRATION_ROWS)], dtype=np.float32)
+    data, result = _in_child(job, (converted.onnx, some))
+    check_smaller(len(converted.onnx), len(data), precision)
+    made = _converted(data, _inspect_again(data, own=True), result)
+    return replace(made, precision=precision, golden_tolerance=_GOLDEN_TOLERANCE[precision])
 
 
 def _without_zipmap(info: OnnxInfo) -> OnnxInfo:

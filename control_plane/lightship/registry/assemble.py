@@ -96,6 +96,8 @@ def manifest(made: Making, converted: Converted, number: int) -> Manifest:
         input_schema=converted.schema,
         outputs=converted.outputs,
         requires=converted.requires,
+        runtime=msgspec.structs.replace(made.runtime, precision=converted.precision),
+        golden_tolerance=converted.golden_tolerance,
         provenance=Provenance(
             dataset_digest=made.dataset.digest,
             recipe_digest=made.recipe_digest,

@@ -1,10 +1,12 @@
 """Registry: the pipeline from data to a registered version.
 
     fit → gate (minima, champion) → convert → parity → profile, golden rows, card → bundle → version
+                                                   ↘ fewer bits → parity → gate ↗
 
 Rules:
 * every execution is a run in the database, whatever its end; a run that was refused or failed says why;
 * the champion is judged on the same held-out rows, as the ONNX model that devices run;
+* a model in fewer bits is gated again, as what it then is;
 * a version is registered in one transaction, with its bundle already stored; nothing half-made is visible.
 """
 
@@ -18,8 +20,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lightship.convert.converter import Converted, convert, import_onnx, inspect_onnx
-from lightship.convert.parity import check_import, check_parity, parity_rows, require
+from lightship.convert.converter import Converted, convert, import_onnx, inspect_onnx, reduce_precision
+from lightship.convert.parity import check_import, check_parity, check_reduced, parity_rows, require
+from lightship.convert.reduce import Precision
 from lightship.convert.session import OnnxModel
 from lightship.data.dataset import Dataset
 from lightship.home import Home
@@ -32,6 +35,7 @@ from lightship.training.recipe import Recipe, recipe_digest
 from lightship.training.train import fit
 from lightship_agent.contract.bundle import CARD, build_bundle
 from lightship_agent.contract.codes import ConvertError, RegistryError
+from lightship_agent.contract.manifest import Runtime
 from lightship_agent.contract.names import check_name
 from lightship_agent.contract.wire import sha256_hex
 from lightship_agent.runtime.model import LoadedModel, load_model
@@ -81,6 +85,11 @@ def train_version(
     data = _load_dataset(home, dataset)
     made = begin(home, data, model, kind, recipe.estimator, msgspec.to_builtins(recipe), [recipe.seed], actor)
     made.recipe_digest = recipe_digest(recipe)
+    made.runtime = Runtime(
+        providers=recipe.providers,
+        intra_op_threads=recipe.intra_op_threads,
+        graph_optimization=recipe.graph_optimization,
+    )
     with recorded(home, made):
         tell = progress or (lambda _: None)
         fitted = fit(data, recipe, progress=tell, allow_modules=allow_modules)
@@ -94,6 +103,10 @@ def train_version(
         rows = parity_rows(fitted.heldout_rows, data.schema, fitted.estimator)
         made.parity = check_parity(fitted.estimator, converted, rows)
         require(made.parity)
+        if recipe.precision != "fp32":
+            converted = _reduced(made, converted, recipe.precision, data.x[fitted.train], heldout, tell)
+            made.gate = _gate(home, made, heldout, recipe)
+            _pass_gate(made.gate, force_reason)
         tell("measuring what matters to the model")
         made.explained = explain(
             recipe.explain,
@@ -119,16 +132,31 @@ def import_version(
     actor: str,
     force_reason: str | None = None,
     progress: Progress | None = None,
+    precision: Precision = "fp32",
+    runtime: Runtime | None = None,
 ) -> ModelVersion:
     """Take a model made elsewhere through the same gates, judged on `reference` rows with their truth.
+
+    Args:
+        home: an open home.
+        onnx: the file.
+        reference: rows with their truth.
+        model: the registered model's name; made if it is new.
+        gate: the least a metric may be, by name.
+        actor: for the audit log.
+        force_reason: overrides a failed metric gate; audited.
+        progress: is told each step in a few words.
+        precision: what the model on devices computes in.
+        runtime: how devices shall run it.
 
     Raises:
         LightshipError: data.*, gate.*, convert.*, storage.*; the run says the same.
     """
     check_name("model name", model)
     home.datasets.put(reference)
-    recipe = {"source": onnx.name, "gate": gate}
+    recipe = {"source": onnx.name, "gate": gate, "precision": precision}
     made = begin(home, reference, model, "import", f"onnx:{onnx.name}", recipe, [], actor)
+    made.runtime = runtime or Runtime()
     with recorded(home, made):
         tell = progress or (lambda _: None)
         tell("reading the model in a process of its own")
@@ -137,6 +165,8 @@ def import_version(
         tell("asking it one row at a time and in batches")
         made.parity = check_import(converted, parity_rows(reference.x, reference.schema), None)
         require(made.parity)
+        if precision != "fp32":
+            converted = _reduced(made, converted, precision, reference.x, reference, tell)
         predict = _onnx_predict(converted)
         made.metrics = evaluate(predict, reference)
         made.gate = decide_gate(made.metrics, gate, _champion_metrics(home, made, reference))
@@ -153,6 +183,24 @@ def check_is_model(onnx: Path) -> None:
         ConvertError: convert.invalid-onnx.
     """
     inspect_onnx(read_model(onnx))
+
+
+def _reduced(
+    made: Making,
+    converted: Converted,
+    precision: Precision,
+    seen: npt.NDArray[np.float32],
+    heldout: Dataset,
+    tell: Progress,
+) -> Converted:
+    """The model in fewer bits, proven, and measured as what it then is."""
+    tell(f"reducing to {precision} in a process of its own")
+    reduced = reduce_precision(converted, precision, seen)
+    tell("proving parity with the model in 32 bits")
+    made.parity = check_reduced(converted, reduced, heldout.x)
+    require(made.parity)
+    made.metrics = evaluate(_onnx_predict(reduced), heldout)
+    return reduced
 
 
 def _pass_gate(gate: GateDecision, force_reason: str | None) -> None:

@@ -19,6 +19,7 @@ from lightship.training.explain import Explained
 from lightship.training.gate import GateDecision
 from lightship.training.metrics import Metrics
 from lightship_agent.contract.codes import LightshipError
+from lightship_agent.contract.manifest import Runtime
 
 Kind = Literal["train", "retrain", "import"]
 
@@ -45,6 +46,7 @@ class Making:
     warnings: tuple[str, ...] = ()
     parent: str = ""
     actor: str = ""
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 def begin(

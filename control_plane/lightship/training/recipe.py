@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import InvalidParameterError  # the one class that says "bad value"
 
 from lightship_agent.contract.codes import TrainError
+from lightship_agent.contract.manifest import PROVIDERS
 from lightship_agent.contract.wire import canonical_json, sha256_hex
 
 SHORT_NAMES: Final[dict[str, str]] = {
@@ -54,8 +55,11 @@ _TREE_MODULES: Final = ("sklearn.tree.", "sklearn.ensemble.")
 _NOT_TREES: Final = ("Voting", "Stacking")
 
 
+MAX_THREADS: Final = 64
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to fit, how to judge it, and when it may go on.
+    """What to fit, how to judge it, when it may go on, and how devices shall run it.
 
     Attributes:
         estimator: a short name or a dotted path.
@@ -67,6 +71,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         gate: the least a metric may be, by name; for `mae` and `rmse`, the most.
         max_regression: how far below the champion a challenger may be on the same rows.
         explain: how the features' importances are found; `shap` and `lime` need the extras of these names.
+        precision: what the model on devices computes in; fp16 and int8 are for networks.
+        providers: what shall compute there rather than the CPU, the best first; a device takes what it has and allows.
+        intra_op_threads: that one prediction may take there.
+        graph_optimization: how far the runtime there may rearrange the graph.
     """
 
     estimator: str
@@ -78,6 +86,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gate: dict[str, float] = {}
     max_regression: float = 0.02
     explain: Literal["permutation", "shap", "lime"] = "permutation"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    providers: tuple[str, ...] = ()
+    intra_op_threads: int = 1
+    graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
 
     def __post_init__(self) -> None:
         """Numbers make sense.
@@ -91,9 +103,24 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise TrainError("train.recipe", f"seed: expected 0 to 4294967295, found {self.seed}.")
         if not math.isfinite(self.max_regression) or self.max_regression < 0:
             raise TrainError("train.recipe", f"max_regression: expected 0 or more, found {self.max_regression}.")
+        check_wishes(self.providers, self.intra_op_threads)
         for metric, limit in self.gate.items():
             if not math.isfinite(limit):
                 raise TrainError("train.recipe", f"gate.{metric}: expected a number, found {limit}.")
+
+
+def check_wishes(providers: tuple[str, ...], threads: int) -> None:
+    """Refuse wishes that no device could know of.
+
+    Raises:
+        TrainError: train.recipe.
+    """
+    unknown = [name for name in providers if name not in PROVIDERS]
+    if unknown:
+        message = f"providers: expected some of {', '.join(PROVIDERS)}, found {unknown[0][:40]!r}."
+        raise TrainError("train.recipe", message)
+    if not 1 <= threads <= MAX_THREADS:
+        raise TrainError("train.recipe", f"intra_op_threads: expected 1 to {MAX_THREADS}, found {threads}.")
 
 
 def load_recipe(path: Path) -> Recipe:

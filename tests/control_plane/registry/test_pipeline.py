@@ -24,6 +24,10 @@ from lightship.storage.models import AuditEvent, ModelVersion, Run
 from lightship.training.recipe import parse_recipe
 from lightship_agent.contract.bundle import CARD, Bundle, read_bundle
 from lightship_agent.contract.codes import ConvertError, DataError, GateError, InvalidNameError, TrainError
+from lightship_agent.runtime.golden import check_golden
+from lightship_agent.runtime.model import load_model
+from lightship_agent.runtime.probe import probe
+from lightship_agent.runtime.session import Allowed
 
 FOREST = {"estimator": "random-forest", "params": {"n_estimators": 5, "max_depth": 4}, "seed": 3}
 REASON = "the field test of next week needs it"
@@ -236,6 +240,51 @@ def test_a_model_name_outside_its_alphabet_is_refused_before_anything_is_written
         train_version(home, dataset="wine", recipe=parse_recipe(FOREST), model=name, actor=ACTOR)
     with home.database.read() as session:
         assert session.scalars(select(Run)).all() == []
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_recipe_in_fewer_bits_becomes_a_bundle_whose_golden_rows_agree_on_the_device(
+    cellar: Home, precision: str, tmp_path: Path
+) -> None:
+    recipe = parse_recipe(
+        {
+            "estimator": "mlp",
+            "scale": True,
+            "params": {"hidden_layer_sizes": [64, 64], "max_iter": 300},
+            "precision": precision,
+            "providers": ["cuda", "xnnpack"],
+            "intra_op_threads": 2,
+        }
+    )
+    made = train_version(cellar, dataset="wine", recipe=recipe, model="glass", actor=ACTOR)
+
+    path = tmp_path / "glass.tar"
+    path.write_bytes(cellar.artifacts.get(made.digest))
+    bundle = read_bundle(path.read_bytes())
+    runtime = bundle.manifest.runtime
+    assert (runtime.precision, runtime.providers, runtime.intra_op_threads) == (precision, ("cuda", "xnnpack"), 2)
+    assert last_run(cellar).parity["rule"] == precision
+    model = load_model(bundle, allowed=Allowed(threads=1))
+    assert (model.provider, model.precision) == ("cpu", precision)
+    assert model.notes == (
+        "cuda: not in this onnxruntime",
+        "xnnpack: not in this onnxruntime",
+        "2 threads: 1 here",
+    )
+    assert model.batches_exactly
+    assert check_golden(model, bundle.golden, bundle.manifest.golden_tolerance) < 1e-6  # on the CPU that made them
+    assert probe(path, bundle.manifest.requires).max_difference < 1e-6
+
+
+def test_a_precision_without_gain_leaves_no_version(cellar: Home) -> None:
+    before = count_of_versions(cellar)
+    recipe = parse_recipe({**FOREST, "precision": "int8"})
+    with pytest.raises(ConvertError) as refused:
+        train_version(cellar, dataset="wine", recipe=recipe, model="wine", actor=ACTOR)
+    assert refused.value.code == "convert.precision"
+    assert count_of_versions(cellar) == before
+    assert last_run(cellar).status in ("refused", "failed")
 
 
 def test_the_same_rows_again_are_the_same_dataset_version(cellar: Home) -> None:
