@@ -163,6 +163,7 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         {
             "device": said["device"],
             "serving": running,
+            **({"beside it": _beside_words(said["beside"])} if said.get("beside") else {}),
             "degraded": ", ".join(said["degraded"]) or "no",
             "data": ", ".join(f"{f['feature']} of {f['model']}: {f['kind']}" for f in said.get("faults", ())) or "good",
             "update": _update_words(said["update"]),
@@ -194,6 +195,12 @@ def _ask_health(options: argparse.Namespace, settings: Settings) -> tuple[str, A
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e:
         where = settings.socket if by_socket else url
         raise _no_agent(where, f"{type(e).__name__}: {e}") from e
+
+
+def _beside_words(beside: list[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{b['model']}@{b['version']} ({b['mode']}, {b['share']:.0%}) {b['state']} {b['code']}".rstrip() for b in beside
+    )
 
 
 def _update_words(update: dict[str, Any]) -> str:

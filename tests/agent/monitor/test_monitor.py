@@ -57,6 +57,21 @@ def test_what_is_reported_travels(make_model: Models) -> None:
     assert [type(r) for r in records] == [Window, Labels, LabelledRows]
 
 
+def test_two_that_answer_beside_each_other_close_nobodys_window(make_model: Models) -> None:
+    monitor, champion, arm = Monitor(100), make_model(1), make_model(2, flip=True)
+    monitor.watch_beside(frozenset({arm.digest}))
+    for i in range(60):
+        for model in (champion, arm):
+            observe(monitor, model, training_rows(i + 1)[i:], f"{model.version}-{i}")
+        assert windows(monitor.collect(i)) == []
+
+    monitor.watch_beside(frozenset())
+    observe(monitor, champion, training_rows(1), "after")
+
+    closed = windows(monitor.collect(100))
+    assert [(w.digest, w.rows) for w in closed] == [(arm.digest, 60)]
+
+
 def test_a_swap_closes_the_old_window_and_starts_a_new_stream(make_model: Models) -> None:
     monitor, old, new = Monitor(100), make_model(1), make_model(2, flip=True)
     observe(monitor, old, training_rows(30), "a")
