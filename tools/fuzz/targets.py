@@ -23,7 +23,7 @@ from lightship_agent.contract.media import read_index, read_member
 from lightship_agent.contract.transport import apply_patch, decompress, make_patch, pack_transport
 from lightship_agent.contract.wire import sha256_hex
 
-from . import worlds
+from . import sockets, worlds
 
 Run = Callable[[bytes], object]
 Opened = AbstractContextManager[tuple[list[bytes], Run]]
@@ -171,6 +171,7 @@ TARGETS: Final = (
     _target("certificate request", "fleet.ca", "enrol.", worlds.certificate_requests),
     _target("inference request", "serving.oip", "serving.", worlds.requests),
     _target("HTTP body", "serving.http", "serving.", worlds.http),
+    _target("HTTP connection", "serving.http1", "serving.", sockets.connections),
     _target("bundle", "contract.bundle", "bundle.", partial(plain, _bundles, _bundle), before=False),
     _target("manifest", "contract.manifest", "bundle.", partial(plain, _manifests, _manifest), before=False),
     _target("profile in a bundle", "contract.profile", "bundle.", partial(_members, PROFILE), before=False),
