@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 def stale_pages(folder: Path) -> list[str]:
     """Names of pages in `folder` that differ from the code, are missing, or have no source any more."""
     pages = render_all()
-    there = {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.md")}
+    there = {p.name: p.read_text(encoding="utf-8") for p in folder.iterdir() if p.suffix in {".md", ".json"}}
     return sorted(name for name in {*pages, *there} if pages.get(name) != there.get(name))
 
 

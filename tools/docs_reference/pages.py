@@ -14,6 +14,7 @@ from lightship_agent.serving import metrics as agent_metrics
 
 from . import audit, commands, http, source
 from .markdown import code, page, section, table
+from .openapi import openapi
 from .source import ROOT
 
 __all__ = ["ROOT", "render_all"]
@@ -45,6 +46,7 @@ def render_all() -> dict[str, str]:
         "messages.md": _messages(),
         "http.md": _http(),
         "audit.md": _audit(),
+        "openapi.json": openapi(),
     }
 
 
@@ -53,6 +55,7 @@ def _index() -> str:
         ("[settings.md](settings.md)", "every setting of both programs"),
         ("[cli.md](cli.md)", "every command and option"),
         ("[http.md](http.md)", "every route: device API, operator API, agent"),
+        ("[openapi.json](openapi.json)", "the agent's HTTP, as OpenAPI 3.1"),
         ("[messages.md](messages.md)", "every struct both sides agree on, field by field"),
         ("[topics.md](topics.md)", "the MQTT topic tree"),
         ("[metrics.md](metrics.md)", "Prometheus metrics of both programs"),
