@@ -33,7 +33,9 @@ from .fleet.broker_guard import BrokerGuard
 from .fleet.ca import server_names
 from .fleet.reconciler import Reconciler
 from .home import Home
+from .monitoring.history import History, open_history
 from .monitoring.mqtt_ingest import IngestWorker
+from .monitoring.workers import HistoryKeeper, WorkerProcesses
 from .settings import Settings
 from .web.pages import add_pages
 
@@ -93,9 +95,23 @@ class ControlPlane:
             self._stack.callback(broker.stop)
             guard = BrokerGuard(home.database, home.ca, broker, home.path / "broker")
             tls = control_plane_context(home.path / "broker", home.ca)
-            ingest = IngestWorker(home.database, broker.info, tls, WORKER_ID)
+            history = self._open_history()
+            workers = settings.ingest_workers
+            ingest = IngestWorker(
+                home.database,
+                broker.info,
+                tls,
+                WORKER_ID if not workers else "lightship-voice",
+                history=history,
+                protocol=settings.ingest_mqtt,
+                listening=not workers,
+            )
             ingest.start()
             self._stack.callback(ingest.stop)
+            if workers:
+                processes = WorkerProcesses(home.path, workers, settings.log_level)
+                processes.start()
+                self._stack.callback(processes.stop)
             poke = ingest.poke
         tenant = settings.tenant
 
@@ -135,6 +151,16 @@ class ControlPlane:
             access=listener.notice,
         )
         return self.addresses
+
+    def _open_history(self) -> History | None:
+        if self._settings.history == "off":
+            return None
+        history = open_history(self._home.path, self._settings.history)
+        self._stack.callback(history.close)
+        keeper = HistoryKeeper(history, self._settings)
+        keeper.start()
+        self._stack.callback(keeper.stop)
+        return history
 
     def serve(self) -> None:
         """Answer until SIGINT or SIGTERM, then stop everything."""

@@ -64,6 +64,28 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("mqtt_host", "127.0.0.1", "Address the broker binds to."),
     Setting("mqtt_port", "8883", "Port of the broker (MQTT over TLS); 0 picks a free one."),
     Setting(
+        "ingest_workers",
+        "0",
+        "Processes that store reports, up to 16, sharing one subscription; 0: a thread of this one does.",
+        "processes",
+    ),
+    Setting(
+        "ingest_mqtt",
+        "auto",
+        "MQTT version of ingest. 3.1.1 costs a third less CPU; auto: that, where the broker is mosquitto.",
+        "",
+        ("auto", "3.1.1", "5"),
+    ),
+    Setting(
+        "history",
+        "",
+        "Where reports are kept as they came: empty for a SQLite file in the home, off, or postgresql://user@host/name.",
+    ),
+    Setting("history_raw_days", "7", "How long reports are kept as they came.", "days"),
+    Setting("history_raw_mb", "2000", "How much room they may take in SQLite; the oldest go first.", "MB"),
+    Setting("history_hourly_days", "90", "How long their hourly sums are kept.", "days"),
+    Setting("history_daily_days", "730", "How long their daily sums are kept.", "days"),
+    Setting(
         "recovery_days",
         "90",
         "How long after its certificate ran out a device gets a new one by itself, for the proof of its key; 0: never.",
@@ -103,6 +125,13 @@ class Settings:
     broker: str
     mqtt_host: str
     mqtt_port: int
+    ingest_workers: int
+    ingest_mqtt: str
+    history: str
+    history_raw_days: float
+    history_raw_mb: float
+    history_hourly_days: float
+    history_daily_days: float
     recovery_days: float
     drift_budget: float
     drift_horizon_windows: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -270,8 +269,10 @@ def _with_reports(damage: Callable[[Path], object]) -> Act:
 
 
 def _tear(segment: Path) -> None:
-    # Zeros follow the last record: a segment is made at its full size.
-    os.truncate(segment, len(segment.read_bytes().rstrip(b"\0")) - 7)
+    # Zeros follow the last whole record: a segment is made at its full size. One more was being written.
+    with segment.open("r+b") as f:
+        f.seek(len(segment.read_bytes().rstrip(b"\0")))
+        f.write(bytes(range(200, 230)))
 
 
 def _outbox() -> list[Row]:

@@ -174,6 +174,7 @@ CODES: Final[dict[str, str]] = {
     "serving.not-allowed": "The agent's settings or the bundle's record on this device do not allow this.",
     "serving.unknown-prediction": "No recent prediction has that id.",
     "fleet.unknown-device": "No such device.",
+    "fleet.unknown-letter": "No such dead letter.",
     "fleet.unassigned": "The device was never told what to run, or only what is no longer released.",
     "fleet.device-state": "The device is not in a state that allows this.",
     "fleet.preauthorisation": "An entry of the list of expected devices is malformed, known already or used up.",

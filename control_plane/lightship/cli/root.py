@@ -29,6 +29,7 @@ from .models import model, train
 from .releases import release
 from .retrain import alarm, retrain
 from .rollouts import rollout
+from .telemetry import ingest, telemetry
 from .tokens import token
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def upgrade(settings: Settings, as_json: bool) -> None:
 
 
 _GROUPS = (data, train, model, release, keys, device, rollout, experiment, retrain, drift, alarm, audit, token)
-for _command in (_up_options(up), *_GROUPS):
+for _command in (_up_options(up), ingest, telemetry, *_GROUPS):
     cli.add_command(_command)
 
 

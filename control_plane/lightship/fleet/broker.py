@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from lightship.settings import Settings
 from lightship_agent.contract.codes import LinkError, SettingsError
 from lightship_agent.files import write_durably
@@ -119,6 +121,7 @@ def start_broker(
             rumqttd.NOTICE,
         )
     running = RunningBroker(info, process)
+    write_durably(folder / "broker.json", msgspec.json.encode(info), mode=0o600)
     try:
         _wait_until_listening(running, host, port, folder)
     except BaseException:
@@ -127,15 +130,36 @@ def start_broker(
     return running
 
 
-def control_plane_context(folder: Path, ca: CertificateAuthority) -> ssl.SSLContext:
-    """TLS for our own MQTT session: our CA, and a certificate in the control plane's name."""
+def known_broker(folder: Path) -> BrokerInfo:
+    """The broker that `lightship up` started.
+
+    Raises:
+        LinkError: link.broker where it has started none.
+    """
+    try:
+        return msgspec.json.decode((folder / "broker.json").read_bytes(), type=BrokerInfo)
+    except (OSError, msgspec.MsgspecError) as e:
+        message = f"{folder} knows of no broker: {e}."
+        raise LinkError("link.broker", message, remedy="Start one: `lightship up`.") from e
+
+
+def worker_name(number: int) -> str:
+    """As whom an ingest worker connects, where the broker knows certificates."""
+    from lightship.integrations.mosquitto import WORKER_USER
+
+    return f"{WORKER_USER}{number}"
+
+
+def control_plane_context(folder: Path, ca: CertificateAuthority, name: str = "") -> ssl.SSLContext:
+    """TLS for our own MQTT sessions: our CA, and a certificate in the control plane's name, or a worker's."""
     from lightship.integrations.mosquitto import CONTROL_PLANE_USER
 
-    key, chain = ca.issue_client(CONTROL_PLANE_USER)
-    write_durably(folder / "control-plane.key", key, mode=0o600)
-    write_durably(folder / "control-plane.pem", chain)
+    key, chain = ca.issue_client(name or CONTROL_PLANE_USER)
+    stem = name.lstrip("_") or "control-plane"
+    write_durably(folder / f"{stem}.key", key, mode=0o600)
+    write_durably(folder / f"{stem}.pem", chain)
     context = ssl.create_default_context(cafile=str(ca.certificate_path))
-    context.load_cert_chain(folder / "control-plane.pem", folder / "control-plane.key")
+    context.load_cert_chain(folder / f"{stem}.pem", folder / f"{stem}.key")
     return context
 
 

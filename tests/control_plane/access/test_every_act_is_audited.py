@@ -47,7 +47,7 @@ READS = {
     "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device list",
     "device show", "drift explain", "drift simulate", "experiment list", "experiment show", "keys show",
     "model exposure", "model list", "model show", "release list", "retrain list", "rollout plan", "rollout status",
-    "rollout watch", "status", "token list",
+    "rollout watch", "status", "telemetry dead list", "token list",
 }  # fmt: skip
 
 #: Commands that change no home, but a file or a key of whoever calls them.
@@ -59,10 +59,13 @@ OUTSIDE = {
 #: Acts that have their own tests of what they write, because they train, migrate or serve: where.
 ELSEWHERE = {
     "db upgrade": "test_a_migration_is_an_act",
+    "ingest": "no act itself; what it stores are devices' reports",
     "init": "test_making_a_home_and_its_credential_anew_are_acts",
     "model import": "tests/control_plane/registry/test_pipeline.py",
     "model import-tensors": "tests/control_plane/registry/test_tensors.py",
     "retrain run": "tests/control_plane/ingest/test_retrain.py",
+    "telemetry dead show": "tests/control_plane/ingest/test_history.py; it only reads",
+    "telemetry export": "tests/control_plane/ingest/test_history.py; it only reads",
     "train": "tests/control_plane/registry/test_pipeline.py",
     "up": "no act itself; what it runs has rows of its own",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 import time
@@ -21,7 +23,9 @@ from lightship.fleet.broker import RunningBroker, control_plane_context, start_b
 from lightship.home import Home
 from lightship.integrations import mosquitto
 from lightship.monitoring import ingest
+from lightship.monitoring.history import open_history
 from lightship.monitoring.mqtt_ingest import IngestWorker
+from lightship.monitoring.workers import WorkerProcesses
 from lightship.storage.database import Database
 from lightship.storage.models import DeadLetter, Device, FeedbackRow
 from lightship_agent.contract import topics
@@ -241,3 +245,36 @@ def test_a_broker_killed_twice_loses_nothing_that_the_device_still_holds(
 
 def _row(n: int) -> LabelledRows:
     return LabelledRows(s=1, t=n, model="pump", digest="a" * 64, schema="b" * 64, x=((1.0,),), y=(str(n),))
+
+
+@pytest.mark.slow
+def test_two_workers_in_processes_of_their_own_share_the_reports_and_one_that_is_killed_comes_back(site: Site) -> None:
+    processes = WorkerProcesses(site.home.path, 2, "info")
+    processes.start()
+    try:
+        until(lambda: len(_workers(site)) == 2, 30)
+        site.send(*(pack(envelope(heartbeat(s))) for s in range(1, 101)))
+        until(lambda: acked(site.home)[1] == 100, 30)
+        victim = _workers(site)[0]
+        os.kill(victim, signal.SIGKILL)
+        site.send(*(pack(envelope(heartbeat(s))) for s in range(101, 201)))
+        until(lambda: acked(site.home)[1] == 200, 30)
+        assert victim not in _workers(site)
+    finally:
+        processes.stop()
+    assert _workers(site) == []
+    history = open_history(site.home.path, "")
+    assert [r.seq for r in history.read(0, 2**60)] == list(range(1, 201))
+    history.close()
+
+
+def _workers(site: Site) -> list[int]:
+    """The processes that run `lightship ingest` on this home."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"ingest" in words and str(site.home.path).encode() in words:
+                    found.append(int(entry.name))
+    return sorted(found)
