@@ -35,7 +35,7 @@ def test_dependent_streams_have_the_references_law_and_more_spread_than_chance(n
 
 
 def test_a_category_shift_moves_what_it_says() -> None:
-    cuts = np.array([-0.5, 0.5])
+    cuts = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
     before, after = (category_shift(d).shares(cuts, 0) for d in (0.0, 0.1))
     assert np.abs(after - before).sum() / 2 == pytest.approx(0.1)
 

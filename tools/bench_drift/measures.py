@@ -97,11 +97,13 @@ def _bare(counts: Counts, reference: Counts, settings: DriftSettings) -> int:
 
 
 def category_shift(distance: float) -> Shift:
-    """A share of the rows moves from one category to another: the total variation is `distance`."""
+    """A share of the rows moves from some categories to others: the total variation is `distance`."""
 
     def shares(cuts: Floats, _t: int) -> Floats:
         moved = normal_shares(cuts, 0.0, 1.0)
-        moved[0], moved[-1] = moved[0] - distance, moved[-1] + distance
+        given = max(1, round(distance / 0.05))  # categories that give; one more of them takes
+        moved[:given] -= distance / given
+        moved[-given - 1 :] += distance / (given + 1)
         return moved
 
     return Shift(f"category, total variation {distance:g}", shares)
@@ -112,7 +114,7 @@ def delays(size: Size) -> list[Delay]:
     shifts = (
         mean_shift(0.1), mean_shift(0.25), mean_shift(0.5), mean_shift(1.0),
         spread_shift(1.25), spread_shift(1.5), spread_shift(0.8),
-        gradual_shift(1.0, 500), category_shift(0.05), category_shift(0.099),
+        gradual_shift(1.0, 500), category_shift(0.05), category_shift(0.1),
     )  # fmt: skip
     found = []
     for floor in (0.005, 0.02):
