@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from .schema import FeatureSchema, Outputs
+from .tensors import TensorSpec
 
 #: Upper edges of the bins of differences; what is above the last has a bin of its own.
 DIFFERENCE_EDGES: Final = (0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -38,6 +39,7 @@ class Shape(NamedTuple):
     model: str
     schema: FeatureSchema
     outputs: Outputs
+    tensors: TensorSpec | None = None  # of a model that takes tensors instead of rows
 
 
 def unlike(champion: Shape, challenger: Shape) -> str:
@@ -45,6 +47,8 @@ def unlike(champion: Shape, challenger: Shape) -> str:
     ours, theirs = champion.schema, challenger.schema
     if champion.model != challenger.model:
         return f"Expected a version of {champion.model}, found {challenger.model}."
+    if champion.tensors != challenger.tensors:
+        return "Expected the same tensors, in and out."
     if ours.input_name != theirs.input_name:
         return f"Expected an input {ours.input_name!r}, found {theirs.input_name!r}."
     if ours.names != theirs.names:

@@ -59,7 +59,7 @@ class Company:
             model = before[1] if before and before[1].digest == beside.sha256 else None
             try:
                 model = model or self._load(beside, bundle)
-                self._check(model)
+                self._check(model, beside.mode)
             except BaseException:
                 self._release(beside.sha256)
                 raise
@@ -78,7 +78,7 @@ class Company:
     def changing(self, bundle: Bundle) -> Iterator[None]:
         """While `bundle` becomes current: whoever can't be asked the same rows is not asked from now on."""
         manifest = bundle.manifest
-        coming = Shape(manifest.model, manifest.input_schema, manifest.outputs)
+        coming = Shape(manifest.model, manifest.input_schema, manifest.outputs, manifest.tensors or None)
         with self._lock:
             self._arrange(coming)
             try:
@@ -95,9 +95,11 @@ class Company:
         self._residents.hold({*self.digests, beside.sha256})
         return self._residents.have(bundle())
 
-    def _check(self, model: LoadedModel) -> None:
+    def _check(self, model: LoadedModel, mode: str) -> None:
         current = next((m for m in self._plane.models() if m.name == model.name), None)
         why = "Nothing is served that it could stand beside." if current is None else _unlike(current, model)
+        if not why and mode == "shadow" and model.spec is not None:
+            why = "Tensors are not mirrored."
         if why:
             raise UpdateError("update.beside", f"{model.name}@{model.version} can't run beside what serves: {why}")
 
@@ -137,4 +139,4 @@ def _unlike(current: LoadedModel, model: LoadedModel) -> str:
 
 
 def _shape(model: LoadedModel) -> Shape:
-    return Shape(model.name, model.schema, model.outputs)
+    return Shape(model.name, model.schema, model.outputs, model.spec)

@@ -102,6 +102,9 @@ def _check(session: Session, wish: Wish, version: ModelVersion, bundle_of: Bundl
         raise FleetError("fleet.experiment-spec", message)
     if wish.mode == "shadow" and wish.per_request:
         raise FleetError("fleet.experiment-spec", "A shadow answers nobody: single requests can't be dealt to it.")
+    if wish.mode == "shadow" and _shape(bundle_of(version.digest)).tensors is not None:
+        message = f"{version.model} takes tensors, and those are not mirrored yet: only rows are."
+        raise FleetError("fleet.experiment-spec", message, remedy="Try it by A/B, or in a rollout's first wave.")
     told = _told(session, [wish.group], version.model)
     if not told:
         message = f"No device of the group {wish.group!r} was told to run a version of {version.model}."
@@ -208,4 +211,4 @@ def _told(session: Session, groups: Sequence[str], model: str = "") -> list[tupl
 
 def _shape(bundle: Bundle) -> Shape:
     manifest = bundle.manifest
-    return Shape(manifest.model, manifest.input_schema, manifest.outputs)
+    return Shape(manifest.model, manifest.input_schema, manifest.outputs, manifest.tensors or None)

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tests.agent import tensored
 from tests.agent.conftest import training_rows
 
 from lightship_agent.contract.assignment import Beside
-from lightship_agent.contract.bundle import Bundle
+from lightship_agent.contract.bundle import Bundle, read_bundle
 from lightship_agent.contract.codes import UpdateError
 from lightship_agent.contract.messages import Agreement
 from lightship_agent.runtime.model import LoadedModel, Prediction
@@ -273,6 +274,24 @@ def test_what_answers_something_else_may_not_stand_beside(stage: Stage, open_bun
 
     assert stage.company.digests == frozenset()
     assert stage.ask("k") == 1
+
+
+def test_what_takes_tensors_has_arms_of_the_same_tensors_and_no_shadow(open_bundle: Open) -> None:
+    one, two = (
+        read_bundle(tensored.bundle(tensored.conv_net(), tensored.COLOUR, tensored.colour_arrays(), version=v))
+        for v in (1, 2)
+    )
+    stage = Stage(one)
+
+    with pytest.raises(UpdateError) as refused:
+        stage.stand(two)
+    assert refused.value.code == "update.beside"
+    stage.stand(two, "ab", share=1.0)
+    with pytest.raises(UpdateError):
+        stage.stand(open_bundle(3, name="eye"), "ab", experiment="e2")
+
+    assert stage.plane.find("eye", None, "key").model.version == 2
+    assert stage.plane.find("eye").model.version == 1
 
 
 def test_where_nothing_serves_there_is_nothing_to_stand_beside(open_bundle: Open) -> None:

@@ -21,11 +21,13 @@ from tests.agent.conftest import FEATURES, training_rows
 
 from lightship.integrations import mosquitto
 from lightship_agent.contract.codes import SettingsError
+from lightship_agent.contract.experiment import point_of
 from lightship_agent.runtime.model import LoadedModel
 from lightship_agent.serving import mqtt
 from lightship_agent.serving.bindings import parse_bindings
 from lightship_agent.serving.dataplane import DataPlane
 from lightship_agent.serving.mqtt import MqttFace, load_bindings
+from lightship_agent.serving.split import Arm, Split
 
 pytestmark = pytest.mark.skipif(mosquitto.find() is None, reason="mosquitto is not installed")
 Models = Callable[..., LoadedModel]
@@ -182,6 +184,25 @@ def test_a_program_that_asks_is_answered_where_it_wants_and_told_what_it_was(sit
 
     site.world.say(ASK, ROW, ResponseTopic=f"{ANSWER}/mine")
     assert msgspec.json.decode(site.world.next(f"{ANSWER}/mine").payload)["label"] == "worn"
+
+
+def test_a_sensor_is_known_by_its_topic_and_a_program_by_the_key_it_sends(site: Site, make_model: Models) -> None:
+    """The same one is always answered by the same version, where two share the work."""
+    site.plane.keep(make_model(2, nullable=("vibration",)), watched=True)
+    site.plane.divide("pump", Split((Arm("e1", 2, 0.5),)))
+    expected = {}
+    for i in range(8):
+        topic = f"site/{i}/telemetry"
+        expected[topic] = 2 if point_of("e1", topic) < 0.5 else 1
+        site.world.say(topic, {**ROW, "temp": {"c": 21.3}})
+        assert msgspec.json.decode(site.world.next(f"predictions/{topic}").payload)["version"] == expected[topic]
+    assert set(expected.values()) == {1, 2}
+
+    for topic, version in expected.items():
+        site.world.say(ASK, ROW, UserProperty=("key", topic))
+        assert msgspec.json.decode(site.world.next(ANSWER).payload)["version"] == version
+    site.world.say(ASK, ROW)
+    assert msgspec.json.decode(site.world.next(ANSWER).payload)["version"] == 1
 
 
 def test_nobody_has_us_publish_elsewhere(site: Site) -> None:
