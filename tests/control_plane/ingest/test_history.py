@@ -51,6 +51,7 @@ def report(seq: int, ts: int = NOW, device: str = "pump-1", **health: float) -> 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A PostgreSQL of our own."""
+    pytest.importorskip("psycopg")
     if _INITDB is None:
         pytest.skip("postgresql is not installed")
     # The server refuses to run as root, and nobody else may look into pytest's folders.
