@@ -131,8 +131,6 @@ class Company:
 
 
 def _unlike(current: LoadedModel, model: LoadedModel) -> str:
-    if current.spec is not None or model.spec is not None:
-        return "Models that take tensors stand beside none."
     if current.version == model.version and current.digest != model.digest:
         return f"Another bundle is served as version {model.version}."
     return unlike(_shape(current), _shape(model))
