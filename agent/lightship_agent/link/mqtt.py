@@ -8,7 +8,9 @@ Rules:
 * two programs under one name would take the session from each other for ever: whoever loses it stops, loudly, for an
   hour;
 * the library is given no more than it may have on the way: what waits, waits in the outbox;
-* callbacks never block and never raise.
+* callbacks never block and never raise;
+* only the loop's thread touches the socket: a TLS connection that two threads use at once corrupts memory, and the
+  library would write from whichever thread publishes if it did not think that somebody watches the socket for it.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ RETRY_BASE: Final = 2.0  # s
 RETRY_CAP: Final = 300.0  # s
 #: A connection that held for so long proves that the broker is well again.
 GOOD_SECONDS: Final = 60.0
+#: The loop wakes up so often to see whether the broker is still there, and at once for what is to be said or heard.
+LOOP_SECONDS: Final = 5.0
 TAKEN_OVER_SECONDS: Final = 3_600.0
 INFLIGHT: Final = 20
 TAKEN_OVER: Final = 0x8E
@@ -134,6 +138,7 @@ class MqttLink:
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         client.on_publish = self._published
+        client.on_socket_register_write = _left_to_the_loop
         return client
 
     def _state(self, *, on: bool) -> bytes:
@@ -198,7 +203,9 @@ class MqttLink:
             )
         else:
             self._client.connect(self._broker.host, self._broker.port, keepalive=30)
-        self._client.loop_forever()
+        # Unlike `loop_forever`, it lets whoever publishes wake it up.
+        while self._client.loop(LOOP_SECONDS) == paho.MQTT_ERR_SUCCESS:
+            pass
 
     def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
@@ -232,6 +239,10 @@ class MqttLink:
         if command.expires and command.expires < time.time():
             return
         self._on_command("check" if verb == "notify" else verb, command)
+
+
+def _left_to_the_loop(_client: paho.Client, _data: Any, _socket: Any) -> None:
+    """Told that something is to be written: the loop wakes up by itself."""
 
 
 def retry_ceiling(attempt: int) -> float:

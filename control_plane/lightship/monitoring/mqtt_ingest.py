@@ -134,6 +134,9 @@ class IngestWorker:
             client.tls_set_context(tls)
         client.on_connect = self._connected
         client.on_message = self._received
+        # `poke` comes from other threads: with it, only the loop's thread writes. Two at once in one TLS connection
+        # would corrupt memory.
+        client.on_socket_register_write = _left_to_the_loop
         return client
 
     def _supervise(self) -> None:
@@ -247,6 +250,10 @@ class IngestWorker:
 
     def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         self._batch.append((self._generation, message))
+
+
+def _left_to_the_loop(_client: paho.Client, _data: Any, _socket: Any) -> None:
+    """Told that something is to be written: the loop looks by itself."""
 
 
 def _missing(next_seq: int, ahead: list[list[int]]) -> list[Span]:

@@ -156,6 +156,29 @@ def test_a_device_says_hello_reports_and_hears_a_poke(session: Session) -> None:
     assert session.listener.states() == [State(on=True, n=1, agent="0.1.0")]
 
 
+def test_only_the_loops_thread_touches_the_socket_whoever_publishes(session: Session) -> None:
+    link = session.link()
+    client: Any = link._client
+    writers: set[str] = set()
+    packet_write = client._packet_write
+
+    def noted() -> Any:
+        writers.add(threading.current_thread().name)
+        return packet_write()
+
+    client._packet_write = noted
+    begun = time.monotonic()
+    threads = [threading.Thread(target=link.publish, args=("tele", pack(ENVELOPE)), name=f"p{i}") for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(lambda: sum(1 for topic, _ in session.listener.heard if topic.endswith("/tele")) == 8)
+
+    assert writers == {"mqtt"}
+    assert time.monotonic() - begun < mqtt.LOOP_SECONDS  # nobody waited for the loop's next look
+
+
 @pytest.mark.parametrize("broker_kind", KINDS, indirect=True)
 def test_a_stop_says_goodbye(session: Session) -> None:
     link = session.link(boot=3)
