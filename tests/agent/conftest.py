@@ -18,6 +18,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from lightship.data.moments import reference_moments, reference_residuals
 from lightship_agent.contract.bundle import (
+    BACKGROUND,
     GOLDEN,
     MODEL,
     PROFILE,
@@ -97,6 +98,7 @@ def pack_bundle(
     requires: Requires | None = None,
     nullable: tuple[str, ...] = (),
     width: int = 4,
+    background: Floats | None = None,
 ) -> bytes:
     """A real archive around any ONNX bytes."""
     names = FEATURES if width == 4 else tuple(f"f{i}" for i in range(width))
@@ -110,7 +112,8 @@ def pack_bundle(
         provenance=Provenance(dataset_digest="0" * 64),
         members={},
     )
-    return build_bundle(manifest, {MODEL: onnx, PROFILE: encode(profile), GOLDEN: encode_golden(golden)})
+    usual = {} if background is None else {BACKGROUND: encode(Rows.of(background))}
+    return build_bundle(manifest, {MODEL: onnx, PROFILE: encode(profile), GOLDEN: encode_golden(golden), **usual})
 
 
 def _regressor_profile(rows: Floats, said: Floats) -> ReferenceProfile:
@@ -140,6 +143,7 @@ def build(
     requires: Requires | None = None,
     nullable: tuple[str, ...] = (),
     golden_shift: float = 0.0,
+    background: bool = True,
 ) -> bytes:
     """A bundle's bytes; `flip` trains a model that says the opposite, `golden_shift` makes the golden rows lie."""
     onnx, outputs, rows = _fit(kind, flip), outputs_of(kind), training_rows()
@@ -159,7 +163,17 @@ def build(
             scores=tuple(scores.tolist()),
         )
     golden = Golden(inputs=Rows.of(rows[:16]), values=Rows.of(values[:16] + np.float32(golden_shift)), labels=labels)
-    return pack_bundle(onnx, outputs, golden, profile, name=name, version=version, requires=requires, nullable=nullable)
+    return pack_bundle(
+        onnx,
+        outputs,
+        golden,
+        profile,
+        name=name,
+        version=version,
+        requires=requires,
+        nullable=nullable,
+        background=rows[:24] if background else None,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ AGENT_WORDS = {
     "/v2/models/{model}[/versions/{version}]/ready": "Whether that model serves.",
     "/v2/models/{model}[/versions/{version}]/infer": "Predict: JSON or binary tensors. The answer's `id` names the "
     "prediction for feedback; row i of several is `id:i`.",
+    "/v2/models/{model}[/versions/{version}]/explain": "Takes what `infer` takes, says what moved the answers.",
     "/v2/models/{model}[/versions/{version}]/predict": "The same by feature name: a JSON record, a list of them, or "
     "`text/csv` with a header; see [docs/serving.md](../serving.md#records). `X-Request-Id` becomes the `id`.",
     "/v2/models/stats": "The same of every resident model.",

@@ -70,7 +70,7 @@ def _operation(template: str, path: str, words: str) -> Json:
     parameters: list[Json] = [
         {"name": n, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for n in named
     ]
-    if template.endswith(("/infer", "/predict")):
+    if template.endswith(("/infer", "/predict", "/explain")):
         seconds = {"type": "number", "minimum": 0, "maximum": 86_400}
         said = "Seconds from the request's first byte within which an answer is of use."
         parameters.append({"name": "Request-Timeout", "in": "header", "description": said, "schema": seconds})
@@ -124,6 +124,7 @@ def _body(schema: Json, *, required: bool = True, **others: Json) -> Json:
 
 
 _TEXT: Final = {"type": "string"}
+_NUMBER: Final = {"type": ["number", "null"]}  # null: not finite
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _DONE: Final[Json] = {"description": "Done; the answer is empty."}
 _FREE: Final = {"type": "object"}
@@ -155,6 +156,33 @@ _SCHEMAS: Final[Json] = {
         {"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT, "outputs": _list(_ref("Tensor"))},
         {"parameters": _object({"digest": _DIGEST})},
     ),
+    "ExplainRequest": _object(
+        {"inputs": _list(_ref("Tensor"), minItems=1, maxItems=64)},
+        {
+            "id": _ID,
+            "parameters": _object(
+                {},
+                {
+                    "permutations": {"type": "integer", "minimum": 1, "maximum": 1_000},
+                    "seed": {"type": "integer", "minimum": 0, "maximum": 2**32},
+                    "top": {"type": "integer", "minimum": 1, "maximum": 100},
+                },
+            ),
+        },
+    ),
+    "Explained": _object(
+        {
+            "model_name": _TEXT,
+            "model_version": _TEXT,
+            "id": _TEXT,
+            "parameters": _FREE,
+            "outputs": _list(_ref("Tensor")),
+            "explanations": _list(
+                _object({"target": _TEXT, "base": _NUMBER, "explained": _NUMBER, "top": _list(_ref("Reason"))})
+            ),
+        }
+    ),
+    "Reason": _object({"feature": _TEXT, "value": {"type": ["number", "string", "null"]}, "attribution": _NUMBER}),
     "Record": {"type": "object", "additionalProperties": {"type": ["number", "string", "boolean", "null", "object"]}},
     "Predicted": {
         "oneOf": [
@@ -244,6 +272,11 @@ _OPERATIONS: Final[dict[str, tuple[Json, tuple[str, ...], Json]]] = {
         _answer({"oneOf": [_ref("Predicted"), _list(_ref("Predicted"))]}),
         _PREDICTING,
         _body(_RECORDS, text_csv=_TEXT),
+    ),
+    _MODEL + "/explain": (
+        _answer(_ref("Explained")),
+        (*_PREDICTING, "no-background"),
+        _body(_ref("ExplainRequest")),
     ),
     "/v2/models/{model}/feedback": (
         _answer(_ref("Counted")),

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .answers import Answer
+from .answers import Answer, Explained, Reason
 
 if TYPE_CHECKING:
     from .aio import AsyncClient
     from .sync import Client
 
-__all__ = ["Answer", "AsyncClient", "Client"]
+__all__ = ["Answer", "AsyncClient", "Client", "Explained", "Reason"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from lightship_agent.contract.codes import LightshipError, LinkError
 
-from .answers import FORGETTING, Answer, Ask, FrameWire, Got, HttpWire, Known, Wire, only_one, parse_address, pause
+from .answers import (
+    FORGETTING,
+    Answer,
+    Ask,
+    Explained,
+    FrameWire,
+    Got,
+    HttpWire,
+    Known,
+    Wire,
+    only_one,
+    parse_address,
+    pause,
+)
 from .sync import bearing, timed, tls_to
 
 if TYPE_CHECKING:
@@ -79,6 +92,16 @@ class AsyncClient:
             LinkError: link.unreachable, link.slow, link.status.
         """
         return cast("Answer", await self._ask(lambda known: self._wire.predict(rows, known, id, key)))
+
+    async def explain(self, rows: Any, *, permutations: int = 10, seed: int = 0, top: int = 5) -> tuple[Explained, ...]:
+        """As `Client.explain`.
+
+        Raises:
+            ServingError: what the agent refused with.
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        wish = {"permutations": permutations, "seed": seed, "top": top}
+        return cast("tuple[Explained, ...]", await self._ask(lambda known: self._wire.explain(rows, known, wish)))
 
     async def feedback(self, prediction_id: str, label: str | float) -> bool:
         """As `Client.feedback`.

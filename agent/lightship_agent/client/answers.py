@@ -44,6 +44,25 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """How much a feature moved an answer from what it is on the average."""
+
+    feature: str
+    value: float | str | None  # of the feature in this row
+    attribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Why the model answered a row so: `explained` is `base` and all attributions; `reasons` are the largest."""
+
+    target: str  # the class whose score is explained, or "value"
+    base: float
+    explained: float
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Got:
     """What came back."""
 
@@ -78,6 +97,13 @@ class Wire(Protocol):
 
     def feedback(self, prediction_id: str, label: str | float, known: Known) -> Ask:
         """Tell a label; True when it counted, False when it was told before."""
+
+    def explain(self, rows: Any, known: Known, wish: Mapping[str, int]) -> Ask:
+        """Ask for `Explained` of each row.
+
+        Raises:
+            ServingError: serving.not-found where this face has no explanations.
+        """
 
     def ready(self, model: str | None) -> Ask:
         """Ask whether a model answers; True, or an error that says why not."""
@@ -120,6 +146,19 @@ class HttpWire:
             body, _reader(lambda said: bool(said["counted"])), "POST", _path(known.model or "", "/feedback"), headers
         )
 
+    def explain(self, rows: Any, known: Known, wish: Mapping[str, int]) -> Ask:
+        """As `Wire`."""
+        matrix = _matrix(rows)
+        tensor = {
+            "name": known.tensor,
+            "datatype": "FP32",
+            "shape": list(matrix.shape),
+            "data": matrix.ravel().tolist(),
+        }
+        body = _json({"inputs": [tensor], "parameters": dict(wish)})
+        headers = (("content-type", "application/json"),)
+        return Ask(body, _reader(_explained), "POST", _path(known.model or "", "/explain"), headers)
+
     def ready(self, model: str | None) -> Ask:
         """As `Wire`."""
         path = "/v2/health/ready" if model is None else _path(model, "/ready")
@@ -152,6 +191,11 @@ class FrameWire:
         """As `Wire`."""
         asked = {"do": "feedback", "id": prediction_id, "label": label}
         return self._ask(asked, known.model, lambda said: bool(said["counted"]))
+
+    def explain(self, rows: Any, known: Known, wish: Mapping[str, int]) -> Ask:  # noqa: ARG002 - the protocol's names
+        """As `Wire`."""
+        message = "Explanations are given over HTTP and the Unix socket: address the agent as http://… or unix:…."
+        raise ServingError("serving.not-found", message)
 
     def ready(self, model: str | None) -> Ask:
         """As `Wire`."""
@@ -236,6 +280,18 @@ def _trusting(read: Callable[[], Any]) -> Any:
         raise
     except Exception as e:
         raise LinkError("link.status", f"Expected the agent's answer, found something else: {e}.") from e
+
+
+def _explained(said: Any) -> tuple[Explained, ...]:
+    return tuple(
+        Explained(
+            str(one["target"]),
+            float(one["base"]),
+            float(one["explained"]),
+            tuple(Reason(str(r["feature"]), r["value"], float(r["attribution"])) for r in one["top"]),
+        )
+        for one in said["explanations"]
+    )
 
 
 def _tensors(got: Got) -> Answer:

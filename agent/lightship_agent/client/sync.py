@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from lightship_agent.contract.codes import LightshipError, LinkError, SettingsError
 
-from .answers import FORGETTING, Answer, Ask, FrameWire, Got, HttpWire, Known, Wire, only_one, parse_address, pause
+from .answers import (
+    FORGETTING,
+    Answer,
+    Ask,
+    Explained,
+    FrameWire,
+    Got,
+    HttpWire,
+    Known,
+    Wire,
+    only_one,
+    parse_address,
+    pause,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -90,6 +103,16 @@ class Client:
         """
         answer = self._ask(lambda known: self._wire.predict(rows, known, id, key))
         return cast("Answer", answer)
+
+    def explain(self, rows: Any, *, permutations: int = 10, seed: int = 0, top: int = 5) -> tuple[Explained, ...]:
+        """Why the model answers `rows` (numbers) so, one `Explained` a row; it takes many predictions' time.
+
+        Raises:
+            ServingError: what the agent refused with.
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        wish = {"permutations": permutations, "seed": seed, "top": top}
+        return cast("tuple[Explained, ...]", self._ask(lambda known: self._wire.explain(rows, known, wish)))
 
     def feedback(self, prediction_id: str, label: str | float) -> bool:
         """Tell what a prediction should have been; False when that was told before.

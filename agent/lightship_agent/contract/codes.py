@@ -172,6 +172,7 @@ CODES: Final[dict[str, str]] = {
     "serving.memory": "The model has no room in memory beside what serves; what serves goes on.",
     "serving.in-use": "The model serves, or is needed beside what serves, and can't be unloaded.",
     "serving.not-allowed": "The agent's settings or the bundle's record on this device do not allow this.",
+    "serving.no-background": "The bundle has no background rows, so its answers can't be explained.",
     "serving.unknown-prediction": "No recent prediction has that id.",
     "fleet.unknown-device": "No such device.",
     "fleet.unknown-letter": "No such dead letter.",

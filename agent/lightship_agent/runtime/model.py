@@ -36,6 +36,7 @@ from .graph import check_graph
 from .session import CPU, Allowed, Plan, open_session, plan_session
 from .tensors import check_tensor_graph
 
+MAX_BACKGROUND: Final = 64  # rows that are kept
 _WARM_UP_RUNS: Final = 5
 _COMPARED_ROWS: Final = 16  # of the golden rows, that must come out the same however they are asked
 
@@ -80,6 +81,7 @@ class LoadedModel:
     provider: str = CPU  # what computes
     precision: str = "fp32"
     notes: tuple[str, ...] = ()  # why not what the manifest wished for
+    background: npt.NDArray[np.float32] | None = field(repr=False, default=None)  # what is usual, for explanations
 
     def predict(self, rows: npt.NDArray[np.float32]) -> Prediction:
         """Predict `rows`, float32 C-contiguous `[n, width]`, as `FeatureSchema.check_rows` returns them.
@@ -129,7 +131,7 @@ class LoadedModel:
 
     def described(self) -> LoadedModel:
         """The same without its session: what may be kept for long, and does not keep the model in memory."""
-        return dataclasses.replace(self, _session=None, bound=None)
+        return dataclasses.replace(self, _session=None, bound=None, background=None)
 
     def _classify(self, found: list[Any], rows: int) -> Prediction:
         """The graph's answers come in the order of `Outputs.names`: label, then scores, each if there."""
@@ -206,6 +208,7 @@ def _load_on(provider: str, bundle: Bundle, plan: Plan, since_ms: int) -> Loaded
         provider=provider,
         precision=manifest.runtime.precision,
         spec=spec,
+        background=_background(bundle),
     )
     if bundle.tensors is not None:
         first = {array.name: array.array()[:1] for array in bundle.tensors.inputs}
@@ -221,6 +224,13 @@ def _load_on(provider: str, bundle: Bundle, plan: Plan, since_ms: int) -> Loaded
         bound=None if model.schema.has_categories else bind_row(session, name, model.outputs, rows),
         batches_exactly=is_steady and batches_exactly(session, name, names, rows, _COMPARED_ROWS),
     )
+
+
+def _background(bundle: Bundle) -> npt.NDArray[np.float32] | None:
+    rows = bundle.background
+    if rows is None or not len(rows) or rows.shape[1] != bundle.manifest.input_schema.width:
+        return None
+    return rows[:MAX_BACKGROUND]
 
 
 def _warm_up(ask: Callable[[], object]) -> float:

@@ -356,7 +356,7 @@ class DataPlane:
                 rows = model.spec.watched(feeds)
         except ServingError as e:
             if e.code == "serving.input" and self._refused and slot.watched:
-                data = request.inputs[0].data if request.inputs else None
+                data = request.inputs[0].data if len(request.inputs) == 1 else None
                 self._refused(model, claimed_rows(request.inputs), data)
             raise
         if model.spec is None:

@@ -31,6 +31,7 @@ from lightship_agent.runtime.model import LoadedModel
 from .compression import compressed
 from .connections import Reply, Request
 from .dataplane import HOT_ROW_MS, DataPlane
+from .explaining import Explainer
 from .feeds import image_answer, image_request
 from .hot import MAX_BODY as HOT_BODY
 from .hot import HotModel, HotRow
@@ -54,6 +55,7 @@ STATUS: Final[dict[str, int]] = {
     "serving.unknown-prediction": 404,
     "serving.not-allowed": 403,
     "serving.in-use": 409,
+    "serving.no-background": 409,
     "serving.not-found": 404,
     "serving.method": 405,
     "serving.slow": 408,
@@ -109,14 +111,17 @@ class HttpApp:
     seconds: float = math.inf  # for a prediction, unless the client says another time
     _routes: tuple[tuple[re.Pattern[str], str, Handler], ...] = field(init=False, repr=False)
     _light: ThreadPoolExecutor = field(init=False, repr=False)
+    _explainer: Explainer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Compile the route table."""
         self._light = ThreadPoolExecutor(1, thread_name_prefix="lightship-aside")
+        self._explainer = Explainer(self.plane.get, self.plane.count_error)
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         table: tuple[tuple[str, str, Handler], ...] = (
             (model + "/infer", "POST", self._infer),
             (model + "/predict", "POST", self._predict),
+            (model + "/explain", "POST", self._give_reasons),
             (r"/v2/health/live", "GET", self._live),
             (r"/v2/health/ready", "GET", self._ready),
             (r"/v2/health", "GET", self._health),
@@ -206,7 +211,9 @@ class HttpApp:
                 message = f"Expected {allowed} on this path, found {method[:20]}."
                 reply = _error(ServingError("serving.method", message))
                 return Reply(reply.body, reply.status, headers=((b"allow", allowed.encode()),))
-            return handler(self._call(request, found, heavy=handler in (self._infer, self._predict)))
+            return handler(
+                self._call(request, found, heavy=handler in (self._infer, self._predict, self._give_reasons))
+            )
         self.plane.count_error("serving.not-found")
         raise ServingError("serving.not-found", f"No such path: {path[:120]!r}.")
 
@@ -296,6 +303,16 @@ class HttpApp:
             return _json(image_answer(self.plane.answer(image, by=found), found.model))
         told = answers(self.plane.answer(asked.request, by=found), found.model.outputs.labels)
         return compressed(_json(told if asked.is_list else told[0]), call.headers)
+
+    async def _give_reasons(self, call: Call) -> Reply:
+        try:
+            length = _header_length(call.headers)
+        except ServingError as e:
+            self.plane.count_error(e.code)
+            raise
+        body = partial(_decoded, call.body, call.coding)
+        told = await self._explainer.answer(body, length, call.model, call.version, call.ends)
+        return compressed(Reply(told), call.headers)
 
     def _is_fast(self, call: Call) -> bool:
         try:

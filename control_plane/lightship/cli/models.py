@@ -294,6 +294,28 @@ def import_tensors_(home: Home, onnx: Path, name: str, manifest: Path, golden: P
 
 @model.command()
 @click.argument("reference")
+@click.argument("rows", type=click.Path(path_type=Path))
+@click.option("--permutations", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Walks per row.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the walks' order.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Features shown of each row.")
+@json_option
+@with_home
+def explain(home: Home, reference: str, rows: Path, permutations: int, seed: int, top: int, as_json: bool) -> None:
+    """Why a version answers the rows of a CSV file so. REFERENCE is name, name@3 or name@champion."""
+    from lightship.registry.reasons import explain_version
+
+    told = explain_version(home, reference, rows, permutations=permutations, seed=seed, top=top)
+    if as_json:
+        emit(told)
+        return
+    for number, one in enumerate(told["explanations"], start=1):
+        cells = [(r["feature"], r["value"], f"{r['attribution']:+.4f}") for r in one["top"]]
+        title = f"Row {number}: {one['target']} {one['explained']:.4f}, on the average {one['base']:.4f}"
+        table(title, ("feature", "value", "share"), cells)
+
+
+@model.command()
+@click.argument("reference")
 @json_option
 @with_home
 def exposure(home: Home, reference: str, as_json: bool) -> None:

@@ -136,6 +136,25 @@ def load_columns(
     return FeatureSchema(features=bases) if schema is None else schema, matrix
 
 
+def load_rows(path: Path, schema: FeatureSchema) -> npt.NDArray[np.float32]:
+    """The rows of `path` as a model with that schema takes them; other columns are stepped over.
+
+    Raises:
+        DataError: data.unreadable, data.empty, data.column-missing, data.type, data.missing-value, data.range,
+            data.category.
+    """
+    table = _read(path)
+    place: dict[str, int] = {}
+    for j, title in enumerate(table.titles):
+        place[feature_name(title, set(place))] = j
+    missing = [name for name in schema.names if name not in place]
+    if missing:
+        message = f"{path.name} has no column for {', '.join(missing[:5])}."
+        raise DataError("data.column-missing", message)
+    columns = [place[name] for name in schema.names]
+    return _numbers(table, columns, schema.features, [f.nullable for f in schema.features])
+
+
 def check_titles(titles: Collection[str], categorical: Collection[str]) -> None:
     """Refuse a column of categories that is not there.
 

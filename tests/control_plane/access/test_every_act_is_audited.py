@@ -46,8 +46,8 @@ CONTROL_PLANE = Path(lightship.__file__).parent
 READS = {
     "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device list",
     "device show", "drift explain", "drift simulate", "experiment list", "experiment show", "keys show",
-    "model exposure", "model list", "model show", "release list", "retrain list", "rollout plan", "rollout status",
-    "rollout watch", "status", "telemetry dead list", "token list",
+    "model explain", "model exposure", "model list", "model show", "release list", "retrain list", "rollout plan",
+    "rollout status", "rollout watch", "status", "telemetry dead list", "token list",
 }  # fmt: skip
 
 #: Commands that change no home, but a file or a key of whoever calls them.
@@ -154,6 +154,7 @@ def stage(home: Home, tmp_path: Path) -> Stage:
         session.add(proposal)
     rows = "".join(f"{i},{i % 7},{'no' if i % 2 else 'yes'}\n" for i in range(40))
     (tmp_path / "rows.csv").write_text(f"a,b,y\n{rows}")
+    (tmp_path / "readings.csv").write_text("speed,temperature,current,vibration\n1,2,3,4\n")
     return Stage(home, tmp_path)
 
 
@@ -257,6 +258,7 @@ def test_a_command_that_reads_leaves_nothing(stage: Stage, words: str) -> None:
         "data example": ["iris", "--out", str(stage.folder / "iris.csv")], "data show": ["rows"],
         "device show": ["press-1"], "drift simulate": ["--runs", "4"], "experiment show": [stage.experiment],
         "model exposure": ["pump@1"], "model show": ["pump@1", "--json"],
+        "model explain": ["pump@1", str(stage.folder / "readings.csv"), "--permutations", "3"],
         "rollout plan": ["pump@1", "--no-labels"],
     }  # fmt: skip
     if words == "data show":
