@@ -420,8 +420,8 @@ def test_a_bomb_is_inflated_to_its_bound_and_no_further(site: Site, encoding: st
     [
         ("br", b"{}"),
         ("gzip", b"{}"),
-        ("gzip", gzip.compress(b"{}")[:-3]),
-        ("gzip", gzip.compress(b"{}") + b"more"),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-3]),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"more"),
         ("deflate", b""),
     ],
 )
