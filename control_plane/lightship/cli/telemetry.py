@@ -36,6 +36,7 @@ def ingest(settings: Settings, worker: int, log_level: str) -> None:
     from lightship.monitoring.mqtt_ingest import IngestWorker
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
