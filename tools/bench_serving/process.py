@@ -1,0 +1,72 @@
+"""Bench serving: what a process and all its children take of CPU and memory.
+
+Rules: CPU is the kernel's own account of nanoseconds on a processor (schedstat), of every thread of the tree: other
+programs on the machine do not change it much. Memory is PSS, of the tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_KB: Final = 1024
+_MB: Final = 1024 * 1024
+
+
+def tree(pid: int) -> list[int]:
+    """The process and everything below it."""
+    found = [pid]
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [below for word in tasks.read_text().split() for below in tree(int(word))]
+    return found
+
+
+class CpuMeter:
+    """Seconds of CPU of some trees since it was made."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = tuple(pids)
+        self._before = self._look()
+
+    def spent(self) -> float:
+        """So far."""
+        now = self._look()
+        return sum(ns - self._before.get(task, 0) for task, ns in now.items()) / 1e9
+
+    def _look(self) -> dict[str, int]:
+        found = {}
+        for pid in self._pids:
+            for process in tree(pid):
+                for task in Path(f"/proc/{process}/task").glob("*/schedstat"):
+                    with contextlib.suppress(OSError):
+                        found[str(task)] = int(task.read_text().split()[0])
+        return found
+
+
+def pss(pid: int) -> float:
+    """MB of proportional set size, of the tree."""
+    total = 0
+    for process in tree(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * _KB
+    return total / _MB
+
+
+def end(process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
+    """Ask a process that leads a group to stop, wait, and end whatever is left of the group."""
+    group = process.pid
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    process.wait()
