@@ -64,9 +64,11 @@ def _single(f: Figures) -> Iterator[Bar]:
 
 
 def _faces(f: Figures) -> Iterator[Bar]:
-    for model, title in (("hgb", "gradient boosting"), ("rf", "forest"), ("mlp", "network")):
-        ratio = _ratio(f.many("json", model), f.many("binary", model))
-        yield Bar(f"binary extension at 1,000 rows, {title}: times faster than JSON", ratio, 5, at_least=True)
+    for model, title in (("hgb", "gradient boosting"), ("mlp", "network")):
+        name = f"binary extension at 1,000 rows, {title}: times faster than JSON"
+        yield Bar(name, _ratio(f.many("json", model), f.many("binary", model)), 5, at_least=True)
+        beside = [_less(f.many(how, model, "cpu"), f.many("run", model, "cpu")) for how in ("json", "binary")]
+        yield Bar(f"{name}, in CPU beside the model's own", _ratio(*beside), 5, at_least=True)
     frames = _against(f, "ours", "cpu", _median, ours="ours-frames")
     yield Bar("Unix-socket frames: CPU per request, of our HTTP", frames, 0.60)
     yield Bar("in-process, gradient boosting: time, of session.run", f.inside_ratio("face", "hgb"), 0.75)

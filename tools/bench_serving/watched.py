@@ -87,5 +87,5 @@ def _many(bench: Bench) -> list[dict[str, Any]]:
                         seen.append({"how": how, "model": name, **asdict(burst)})
                     inside.tell(f"{name} {bench.sizes.seconds} {MANY}")
                     run = inside.answer()["run"]
-                    seen.append({"how": "run", "model": name, "p50": run["median"], "cpu": run["median"]})
+                    seen.append({"how": "run", "model": name, "p50": run["median"], "cpu": run["cpu"]})
     return seen

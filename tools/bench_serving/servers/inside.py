@@ -2,7 +2,7 @@
 
 Usage: inside.py FOLDER. Each line it reads is `MODEL SECONDS [ROWS]`; it answers with a line of JSON: microseconds of a
 call, by what was called: `run` (session.run, one thread), `bound` (run_with_iobinding into memory that was bound
-once) and `face` (lightship_agent.load(…).predict).
+once) and `face` (lightship_agent.load(…).predict): the best decile and the median over bursts, and CPU on average.
 """
 
 import json
@@ -53,20 +53,29 @@ def calls(folder, name, rows):
 
 
 def measured(compared, seconds, each):
-    """Microseconds of a call of each, in bursts that take turns: median and best decile over bursts."""
+    """Microseconds of a call of each, in bursts that take turns."""
     found = {what: [] for what in compared}
+    used = dict.fromkeys(compared, 0.0)
     for call in compared.values():
         for _ in range(20):
             call()
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         for what, call in compared.items():
+            before = time.process_time()
             begun = time.perf_counter()
             for _ in range(each):
                 call()
             found[what].append((time.perf_counter() - begun) / each * 1e6)
-    quantiles = {what: np.quantile(times, [0.1, 0.5]).tolist() for what, times in found.items()}
-    return {what: {"best": best, "median": median} for what, (best, median) in quantiles.items()}
+            used[what] += time.process_time() - before
+    return {
+        what: {
+            "best": float(np.quantile(times, 0.1)),
+            "median": float(np.median(times)),
+            "cpu": used[what] / len(times) / each * 1e6,
+        }
+        for what, times in found.items()
+    }
 
 
 def main():
