@@ -80,10 +80,10 @@ class Figures:
         of: dict[str, float] = found[who] if who in {"ours", "bare"} else found["peers"].get(who, {})
         return of.get(what)
 
-    def start(self, who: str) -> float | None:
-        """Seconds from the start of the process to the first prediction."""
-        found = self.part("starts") or {"seconds": {}}
-        return _median(found["seconds"].get(who, []))
+    def start(self, who: str, figure: str = "seconds") -> float | None:
+        """Seconds, or seconds of `cpu`, from the start of the process to the first prediction."""
+        found = self.part("starts") or {figure: {}}
+        return _median(found.get(figure, {}).get(who, []))
 
     # Changes --------------------------------------------------------------------------------------------------------
 

@@ -15,11 +15,13 @@ from .bench import ROW, Bench
 from .cast import Peer
 from .helpers import Helper
 from .load import LoadError, Target
-from .process import CpuMeter, end, pss
+from .process import CpuMeter, cpu_since_birth, end, pss
 from .venvs import NAMES
 
 _REST: Final = 4.0  # seconds
 _WARM: Final = 1_000  # requests
+#: From the start of a process to its first prediction: seconds, and seconds of CPU.
+Start = tuple[float, float]
 
 
 def rested(pid: int) -> float:
@@ -78,7 +80,7 @@ def _peer(bench: Bench, peer: Peer) -> dict[str, float]:
     with cast.running(cast.start(peer, environment, bench.folder / "run", bench.made, ("hgb",))) as server:
         server.first_answer("hgb", ROW)
         pid = server.process.pid
-        found = {"idle": rested(pid), "idle_cpu": _idle(pid, min(30.0, bench.sizes.idle_seconds))}
+        found = {"idle": rested(pid), "idle_cpu": _idle(pid, min(15.0, bench.sizes.idle_seconds))}
         target = server.target(bench.client, "hgb", ROW)
         return found | _loaded(bench, target, pid, bench.sizes.peer_requests)
 
@@ -98,39 +100,51 @@ def _idle(pid: int, seconds: float) -> float:
 
 
 def starts(bench: Bench) -> dict[str, Any]:
-    """Seconds from the start of a process to its first prediction; everybody in turn."""
+    """Seconds, and seconds of CPU, from the start of a process to its first prediction; everybody in turn."""
     able, absent = bench.peers()
-    takes: dict[str, Callable[[], float]] = {peer.name: _first(bench, peer) for peer in able}
+    takes: dict[str, Callable[[], Start]] = {peer.name: _first(bench, peer) for peer in able}
+    takes["bare"] = lambda: _first_bare(bench)
     with bench.scene().serving("starts", "hgb") as agent:
 
-        def ours() -> float:
+        def ours() -> Start:
             end(agent.process, 30)
             began = time.monotonic()
             agent.start()
             agent.first_answer("hgb", ROW)
-            return time.monotonic() - began
+            return time.monotonic() - began, cpu_since_birth(agent.process.pid)
 
         takes["ours"] = ours
-        found: dict[str, list[float]] = {name: [] for name in takes}
+        found: dict[str, list[Start]] = {name: [] for name in takes}
         for number in range(1 + bench.sizes.starts):
             print(f"  round {number} of {bench.sizes.starts}", flush=True)
             for name, take in takes.items():
                 try:
-                    seconds = take()
+                    took = take()
                 except LoadError as e:
                     absent[name] = str(e)
                     continue
                 if number:  # the first brings its files into memory
-                    found[name].append(seconds)
-    return {"seconds": {name: s for name, s in found.items() if s}, "absent": absent}
+                    found[name].append(took)
+    seen = {name: took for name, took in found.items() if took}
+    return {
+        "seconds": {name: [s for s, _ in took] for name, took in seen.items()},
+        "cpu": {name: [cpu for _, cpu in took] for name, took in seen.items()},
+        "absent": absent,
+    }
 
 
-def _first(bench: Bench, peer: Peer) -> Callable[[], float]:
-    def take() -> float:
+def _first_bare(bench: Bench) -> Start:
+    began = time.monotonic()
+    with Helper(bench.environment("floor"), "bare.py", str(bench.made / "hgb-1.onnx")) as helper:
+        return time.monotonic() - began, cpu_since_birth(helper.pid)
+
+
+def _first(bench: Bench, peer: Peer) -> Callable[[], Start]:
+    def take() -> Start:
         environment = bench.environment(peer.environment)
         with cast.running(cast.start(peer, environment, bench.folder / "run", bench.made, ("hgb",))) as server:
             server.first_answer("hgb", ROW)
-            return time.monotonic() - server.started
+            return time.monotonic() - server.started, cpu_since_birth(server.process.pid)
 
     return take
 

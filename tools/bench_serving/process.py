@@ -32,21 +32,27 @@ class CpuMeter:
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._pids = tuple(pids)
-        self._before = self._look()
+        self._before = _looked(self._pids)
 
     def spent(self) -> float:
-        """So far."""
-        now = self._look()
-        return sum(ns - self._before.get(task, 0) for task, ns in now.items()) / 1e9
+        """So far, threads that have ended left out."""
+        return sum(ns - self._before.get(task, 0) for task, ns in _looked(self._pids).items()) / 1e9
 
-    def _look(self) -> dict[str, int]:
-        found = {}
-        for pid in self._pids:
-            for process in tree(pid):
-                for task in Path(f"/proc/{process}/task").glob("*/schedstat"):
-                    with contextlib.suppress(OSError):
-                        found[str(task)] = int(task.read_text().split()[0])
-        return found
+
+def _looked(pids: Iterable[int]) -> dict[str, int]:
+    """Nanoseconds of every thread of the trees."""
+    found = {}
+    for pid in pids:
+        for process in tree(pid):
+            for task in Path(f"/proc/{process}/task").glob("*/schedstat"):
+                with contextlib.suppress(OSError):
+                    found[str(task)] = int(task.read_text().split()[0])
+    return found
+
+
+def cpu_since_birth(pid: int) -> float:
+    """Seconds of CPU of the tree, from the start of each process."""
+    return sum(_looked((pid,)).values()) / 1e9
 
 
 def pss(pid: int) -> float:
