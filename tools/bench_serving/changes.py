@@ -46,7 +46,7 @@ def updates(bench: Bench) -> dict[str, Any]:
             quiet = bench.client.ask(target, "-t", _QUIET, *options)
             running = bench.client.begin(target, *options)
             began = time.monotonic()
-            agent.settles(bench.scene().assign("updates", "hgb", number))
+            agent.settles(bench.scene().assign("updates", "hgb", number), step=0.5)
             took = time.monotonic() - began
             busy, _ = running.stop(tolerant=True)
             windows.append({"how": how, "seconds": took, "quiet": asdict(quiet), "busy": asdict(busy)})

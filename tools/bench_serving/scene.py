@@ -160,8 +160,8 @@ class Agent:
         """What a scraper gets."""
         return self._http.get("/metrics").text
 
-    def settles(self, digest: str) -> None:
-        """Wait until it has committed that bundle and rests.
+    def settles(self, digest: str, step: float = 0.1) -> None:
+        """Wait until it has committed that bundle and rests; it is asked every `step` seconds.
 
         Raises:
             LoadError: it does not, in time.
@@ -172,7 +172,7 @@ class Agent:
             current = update.get("current") or {}
             return (update.get("phase"), current.get("sha256")) == ("idle", digest)
 
-        self.waits(settled, f"{digest[:12]} committed")
+        self.waits(settled, f"{digest[:12]} committed", step=step)
 
     def waits(self, happened: Callable[[], bool], what: str, seconds: float = _PATIENCE, step: float = 0.1) -> None:
         """Wait for something to happen.
