@@ -8,6 +8,7 @@ from typing import Any, Final
 from . import models
 from .bars import Bar, bars
 from .figures import Figures
+from .reasons import reasons
 from .speed import CONCURRENCIES, TITLES
 from .stats import Spread
 
@@ -93,6 +94,8 @@ def page(figures: Figures) -> str:
         _table(("Load", "p99, quiet", "p99, update", "of quiet", "most, quiet", "most, update"), _updates(figures)),
         _swaps(figures),
         _LOSSES,
+        "\n".join(f"* {reason}" for reason in reasons(figures, missed)),
+        _LIMITS,
     ]
     return "\n".join(piece.strip("\n") + "\n" for piece in pieces if piece)
 
@@ -383,7 +386,12 @@ install) under 8 connections that ask as fast as they can: {answers:,} answers, 
 faces, data plane, monitor and loader; an update through the control plane brings its own waiting; see above.
 """
 _LOSSES: Final = """\
-## Where we lose, and what this does not say
+## Where we lose
+
+* Nothing is as fast as nothing: the floor of sockets and of the runtime's own call stand in the tables.
+* Triton answers many connections for little CPU each, since its C++ front gathers them; ours does so in Python.
+"""
+_LIMITS: Final = """## What this does not say
 
 * Two cores of a shared machine, and a client that takes one of them: absolute figures of latency are of this machine.
 * x86 only. On a gateway with ARM cores ratios will be others.
