@@ -27,7 +27,7 @@ def _binary(f: Figures) -> str | None:
     if json is None or binary is None or run is None:
         return None
     return (
-        f"A thousand rows of gradient boosting: of {json / 1e3:.1f} ms of CPU in JSON and {binary / 1e3:.1f} in binary, "
+        f"Gradient boosting, a thousand rows: of {json / 1e3:.1f} ms of CPU in JSON and {binary / 1e3:.1f} in binary "
         f"the model itself takes {run / 1e3:.1f}. Whatever the format costs, {json / run:.1f} times is all that could "
         "be won; beside the model's own time, and for the network, the bar is the format's."
     )
@@ -50,7 +50,7 @@ def _forest(f: Figures) -> str | None:
     if empty is None or forest is None or nothing is None or untrimmed is None:
         return None
     return (
-        f"The forest adds {forest - empty:.1f} MB to the agent and {untrimmed - nothing:.1f} MB to a bare process. What "
+        f"The forest adds {forest - empty:.1f} MB to the agent and {untrimmed - nothing:.1f} MB to a bare one. What "
         "is left after the trim are the nodes, as onnxruntime lays them out, and the profile and the golden rows."
     )
 
