@@ -22,8 +22,10 @@ from . import cast, models
 from .bench import ROW, Bench
 from .helpers import Helper
 from .load import Target
-from .memory import rested
+from .memory import RATE, REPORTS, rested
 
+#: Before memory is compared, so many rows that all that is bounded is full.
+_REMEMBERED: Final = 25_000
 _QUIET: Final = 4.0  # seconds
 _RATE: Final = 200  # requests a second, as many as a busy device is asked
 _TOGETHER: Final = 32
@@ -33,9 +35,9 @@ _REPEATED: Final = 40
 def updates(bench: Bench) -> dict[str, Any]:
     """Latency while updates come, and between them; memory before and after all of them."""
     windows = []
-    with bench.scene().serving("updates", "hgb", POLL_SECONDS="1", SOAK_SECONDS="1") as agent:
+    with bench.scene().serving("updates", "hgb", POLL_SECONDS="1", SOAK_SECONDS="1", REPORT_SECONDS=REPORTS) as agent:
         target = agent.target(bench.client, cast.oip("hgb", ROW), "updates")
-        bench.client.ask(target, "-c", 8, "-n", 1_000)
+        bench.client.ask(target, "-r", RATE, "-n", _REMEMBERED)
         before = rested(agent.process.pid)
         after_one = 0.0
         for number in range(2, 2 + bench.sizes.updates):
@@ -127,7 +129,7 @@ def _outputs(body: bytes) -> str:
 def soak(bench: Bench) -> dict[str, Any]:
     """Memory over so many requests at full speed."""
     points: list[tuple[float, float]] = []
-    with bench.scene().serving("soak", "hgb") as agent:
+    with bench.scene().serving("soak", "hgb", REPORT_SECONDS=REPORTS) as agent:
         target = agent.target(bench.client, cast.oip("hgb", ROW), "soak")
         step = max(1_000, bench.sizes.soak // 100)
         asked, began = 0, time.monotonic()

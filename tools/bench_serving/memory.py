@@ -20,6 +20,9 @@ from .venvs import NAMES
 
 _REST: Final = 4.0  # seconds
 _WARM: Final = 1_000  # requests
+#: Of our own memory everything that is bounded is to be full: reports come often, and rows no faster than they count.
+REPORTS: Final = "2"  # seconds
+RATE: Final = 2_000  # requests a second
 #: From the start of a process to its first prediction: seconds, and seconds of CPU.
 Start = tuple[float, float]
 
@@ -62,13 +65,13 @@ def _ours(bench: Bench) -> dict[str, float]:
     with bench.scene().agent("memory") as agent:
         agent.waits(lambda: bool(agent.status()), "an answer")
         found["empty"] = rested(agent.process.pid)
-    with bench.scene().serving("memory", "hgb") as agent:
+    with bench.scene().serving("memory", "hgb", REPORT_SECONDS=REPORTS) as agent:
         agent.first_answer("hgb", ROW)
         pid = agent.process.pid
         found["idle"] = rested(pid)
         found["idle_cpu"] = _idle(pid, bench.sizes.idle_seconds)
         target = agent.target(bench.client, cast.oip("hgb", ROW), "memory")
-        found |= _loaded(bench, target, pid, bench.sizes.requests)
+        found |= _loaded(bench, target, pid, bench.sizes.requests, "-r", RATE)
     with bench.scene().serving("memory-rf", "rf") as agent:
         agent.first_answer("rf", ROW)
         found["forest"] = rested(agent.process.pid)
@@ -85,10 +88,10 @@ def _peer(bench: Bench, peer: Peer) -> dict[str, float]:
         return found | _loaded(bench, target, pid, bench.sizes.peer_requests)
 
 
-def _loaded(bench: Bench, target: Target, pid: int, requests: int) -> dict[str, float]:
+def _loaded(bench: Bench, target: Target, pid: int, requests: int, *options: str | float) -> dict[str, float]:
     bench.client.ask(target, "-c", 8, "-n", _WARM)
     loaded = rested(pid)
-    bench.client.ask(target, "-c", 8, "-n", requests)
+    bench.client.ask(target, *(options or ("-c", 8)), "-n", requests)
     return {"loaded": loaded, "after": rested(pid), "requests": requests}
 
 

@@ -349,7 +349,8 @@ process that does none of it.
 _MEMORY: Final = """\
 ## Memory
 
-PSS of the whole tree of processes, one server at a time, one model (gradient boosting).
+PSS of the whole tree of processes, one server at a time, one model (gradient boosting). The agent reports every two
+seconds here, and is asked no faster than it counts, so that whatever it remembers is full.
 """
 _FLOORS: Final = """\
 Bare python, numpy and onnxruntime: {nothing:.1f} MB; with gradient boosting {hgb:.1f}, with the forest {rf:.1f}. The
