@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and write; exit 1 where a bar is missed."""
     options = _options(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives us
     sizes = replace(QUICK if options.quick else Sizes(), **_given(options))
     folder = options.folder.resolve()
     work = folder / ("quick" if options.quick else "parts")
