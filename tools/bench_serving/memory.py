@@ -65,11 +65,13 @@ def _ours(bench: Bench) -> dict[str, float]:
     with bench.scene().agent("memory") as agent:
         agent.waits(lambda: bool(agent.status()), "an answer")
         found["empty"] = rested(agent.process.pid)
+    with bench.scene().serving("memory", "hgb") as agent:
+        agent.first_answer("hgb", ROW)
+        found["idle"] = rested(agent.process.pid)
+        found["idle_cpu"] = _idle(agent.process.pid, bench.sizes.idle_seconds)
     with bench.scene().serving("memory", "hgb", REPORT_SECONDS=REPORTS) as agent:
         agent.first_answer("hgb", ROW)
         pid = agent.process.pid
-        found["idle"] = rested(pid)
-        found["idle_cpu"] = _idle(pid, bench.sizes.idle_seconds)
         target = agent.target(bench.client, cast.oip("hgb", ROW), "memory")
         found |= _loaded(bench, target, pid, bench.sizes.requests, "-r", RATE)
     with bench.scene().serving("memory-rf", "rf") as agent:
