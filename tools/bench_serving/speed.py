@@ -19,7 +19,7 @@ from . import cast, models
 from .bench import ROW, Bench
 from .cast import versions_of
 from .helpers import Helper
-from .load import Client, LoadError, Target
+from .load import Burst, Client, LoadError, Target
 from .process import end
 
 CONCURRENCIES: Final = (1, 8, 32)
@@ -118,8 +118,9 @@ def measure(bench: Bench) -> dict[str, Any]:
                     inside.tell(f"{model} {sizes.seconds}")
                     calls.append({"model": model, **inside.answer()})
                     continue
-                burst = bench.client.ask(found.targets[who, model], "-c", connections, "-t", sizes.seconds)
-                bursts.append({"who": who, "model": model, "c": connections, "rate": burst.rate, **asdict(burst)})
+                burst = _asked(bench, found, who, model, "-c", connections, "-t", sizes.seconds)
+                if burst is not None:
+                    bursts.append({"who": who, "model": model, "c": connections, "rate": burst.rate, **asdict(burst)})
         paced = _paced(bench, found, order)
     return {"bursts": bursts, "inside": calls, "paced": paced, "absent": found.absent, "versions": found.versions}
 
@@ -138,6 +139,25 @@ def _paced(bench: Bench, found: Company, order: random.Random) -> list[dict[str,
         print(f"  paced round {number + 1} of {bench.sizes.paced_rounds}", flush=True)
         order.shuffle(jobs)
         for who, model in jobs:
-            burst = bench.client.ask(found.targets[who, model], "-r", PACE, "-t", bench.sizes.paced_seconds)
-            seen.append({"who": who, "model": model, **asdict(burst)})
+            burst = _asked(bench, found, who, model, "-r", PACE, "-t", bench.sizes.paced_seconds)
+            if burst is not None:
+                seen.append({"who": who, "model": model, **asdict(burst)})
     return seen
+
+
+def _asked(bench: Bench, found: Company, who: str, model: str, *options: str | float) -> Burst | None:
+    """What a burst found; None of a peer that has failed, which is said, and asked no more.
+
+    Raises:
+        LoadError: we have failed.
+    """
+    if who in found.absent:
+        return None
+    try:
+        return bench.client.ask(found.targets[who, model], *options)
+    except LoadError as e:
+        if who in (*OURS.values(), "echo"):
+            raise
+        print(f"  {who} failed: {e}", flush=True)
+        found.absent[who] = f"It failed on the way: {e}"
+        return None
