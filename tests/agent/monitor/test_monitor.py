@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -14,8 +15,9 @@ from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.messages import AnyRecord, Envelope, Fault, LabelledRows, Labels, Window
 from lightship_agent.contract.profile import Binner
 from lightship_agent.contract.quality import QualityCount
-from lightship_agent.contract.wire import decode, encode
+from lightship_agent.contract.wire import decode, encode, pack
 from lightship_agent.monitor.monitor import Monitor, StandingFault
+from lightship_agent.monitor.stream import StreamMonitor
 from lightship_agent.monitor.tally import Tally
 from lightship_agent.runtime.model import LoadedModel
 
@@ -243,6 +245,26 @@ def test_counting_costs_a_small_multiple_of_its_bins_and_remembers_little(make_m
     print(f"1000 × 30: bins {bins:.2f} ms, all {whole:.2f} ms, {whole / bins:.1f} times")
     assert whole < 8 * bins
     assert tally.state_bytes <= 12_000
+
+
+@pytest.mark.parametrize(("rows", "bound"), [(200, 1_536), (1_000, 1_536), (2_000, 1_536), (20_000, 2_048)])
+def test_a_window_of_thirty_features_travels_in_few_bytes(make_model: Models, rows: int, bound: int) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"feature_{i}" for i in range(30)]
+    predicted = rng.integers(0, 2, 5_000)
+    scores = rng.dirichlet([1, 1], 5_000).astype(np.float32)
+    profile = reference_profile(
+        rng.normal(size=(5_000, 30)).astype(np.float32), names, predicted, scores, ("healthy", "worn")
+    )
+    stream = StreamMonitor(dataclasses.replace(make_model(), profile=profile), rows)
+    seen = rng.normal(size=(rows, 30)).astype(np.float32)
+
+    (window,) = stream.push(seen, rng.integers(0, 2, rows), rng.random(rows).astype(np.float32), 1_700_000_000_000)
+
+    packed = len(pack(Envelope(e="0123456789abcdef", b=3, us=123_456, lo=1, r=(window,))))
+    print(f"{rows} rows × 30 features: {packed} bytes")
+    assert window.moments is not None
+    assert packed <= bound
 
 
 def test_a_regressor_is_watched_by_its_inputs(make_model: Models) -> None:
