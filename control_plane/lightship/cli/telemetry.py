@@ -25,8 +25,9 @@ MAX_WORKERS = 16
 @click.command()
 @click.option("--worker", type=click.IntRange(0, MAX_WORKERS - 1), default=0, show_default=True, help="Its number.")
 @click.option("--log-level", default="info", show_default=True, help="How much is logged.")
+@json_option
 @click.pass_obj
-def ingest(settings: Settings, worker: int, log_level: str) -> None:
+def ingest(settings: Settings, worker: int, log_level: str, as_json: bool) -> None:
     """Store what devices report over MQTT, as one of several workers, until it is told to stop.
 
     `lightship up` runs the broker, and with `ingest_workers` also these.
@@ -57,7 +58,10 @@ def ingest(settings: Settings, worker: int, log_level: str) -> None:
         working.stop()
         if history is not None:
             history.close()
-        say(f"worker {worker}: {dict(working.counts)}")
+        if as_json:
+            emit({"worker": worker, "counts": dict(working.counts)})
+        else:
+            say(f"worker {worker}: {dict(working.counts)}")
 
 
 @click.group()

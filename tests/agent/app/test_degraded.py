@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_on_a_full_disk_it_serves_on(device: Start, monkeypatch: pytest.MonkeyPa
 
 def test_with_reports_in_memory_it_serves_on(device: Start) -> None:
     with device() as full:
-        full.agent._reports.in_memory = True
+        full.agent._reports._go_to_memory(OSError(errno.ENOSPC, "no space left"))
         assert (full.modes(), full.predicts()) == (["storage.full"], 200)
 
 

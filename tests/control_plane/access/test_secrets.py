@@ -136,7 +136,14 @@ def search(out: Searched, system: WholeSystem, admin: str) -> None:
     home = Home.open(system.home)
     paths = [r.path for r in application(home).routes if isinstance(r, APIRoute) and "GET" in r.methods]
     home.close()
-    named = {"device": "press-1", "model": MODEL, "version": "1", "rollout": "none", "name": "live.js"}
+    named = {
+        "device": "press-1",
+        "model": MODEL,
+        "version": "1",
+        "rollout": "none",
+        "name": "live.js",
+        "experiment": "none",
+    }
     with system.client(admin) as client:
         for path in paths:
             if path != "/events":

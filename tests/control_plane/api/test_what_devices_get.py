@@ -230,7 +230,7 @@ def test_a_malformed_request_is_400_and_changes_nothing(served: Served, tmp_path
 def test_a_report_that_is_none_becomes_a_dead_letter(served: Served, tmp_path: Path) -> None:
     device = member(served, tmp_path)
     said = device.ask(Paths.TELEMETRY, method="POST", body=b"not a report")
-    assert (said.status, json.loads(said.body)) == (202, {"code": "wire.malformed"})
+    assert (said.status, json.loads(said.body)) == (202, {"code": "wire.malformed", "missing": []})
     with served.home.database.read() as session:
         assert session.scalar(select(func.count()).select_from(DeadLetter)) == 1
 
