@@ -40,7 +40,7 @@ class TlsListener:
         self,
         bound: socket.socket,
         context: Watched[ssl.SSLContext],
-        protocol: Callable[[], asyncio.Protocol],
+        protocol: Callable[[], asyncio.BaseProtocol],
         *,
         room: Callable[[], int],
         failed: Callable[[], None],
