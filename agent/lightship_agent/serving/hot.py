@@ -70,7 +70,7 @@ class HotModel:
         self,
         model: LoadedModel,
         *,
-        answered: Callable[[int, float], None],
+        answered: Callable[[int, float, int], None],
         failed: Callable[[str], None],
         observe: Observe,
         observe_row: ObserveRow | None,
@@ -81,7 +81,7 @@ class HotModel:
 
         Args:
             model: with a bound row.
-            answered: told (rows, seconds) after each run.
+            answered: told (rows, seconds, requests) after each run.
             failed: told the code of each failure.
             observe: as `DataPlane`.
             observe_row: the same for one row, with its class and highest score (NaN without); -1 and the value of a
@@ -162,7 +162,7 @@ class HotModel:
             self._watch(bound.row, label, scores or value, request_id)
         finally:
             bound.lock.release()
-        self._answered(1, time.perf_counter() - begun)
+        self._answered(1, time.perf_counter() - begun, 1)
         return (asked.body or self._body)(request_id, label, scores, value)
 
     def answer_together(self, asked: Sequence[HotRow]) -> list[bytes]:
@@ -186,9 +186,7 @@ class HotModel:
             request_id = one.id or self._next_id()
             self._watch(rows[i], labels[i], scores[i] or values[i], request_id)
             bodies.append((one.body or self._body)(request_id, labels[i], scores[i], values[i]))
-        seconds = (time.perf_counter() - begun) / len(asked)
-        for _ in asked:
-            self._answered(1, seconds)
+        self._answered(len(asked), time.perf_counter() - begun, len(asked))
         return bodies
 
     def _label(self, label: npt.NDArray[np.int64] | None, scores: npt.NDArray[np.float32] | None) -> int:

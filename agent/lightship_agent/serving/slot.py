@@ -48,14 +48,17 @@ class Counters:
         self._errors: Counter[str] = Counter()
         self._recent: deque[float] = deque(maxlen=_RECENT)
 
-    def answered(self, rows: int, seconds: float) -> None:
-        """Count a request that was answered."""
+    def answered(self, rows: int, seconds: float, requests: int = 1) -> None:
+        """Count requests that were answered, together where they are more than one."""
         with self._lock:
-            self._requests += 1
+            self._requests += requests
             self._rows += rows
             self._seconds += seconds
             self._used = time.monotonic()
-            self._recent.append(seconds)
+            if requests == 1:
+                self._recent.append(seconds)
+            else:
+                self._recent.extend([seconds / requests] * requests)
 
     def failed(self, code: str) -> None:
         """Count a request that was refused or failed."""
