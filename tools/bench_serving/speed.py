@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from . import cast, models
+from .awake import awake
 from .bench import ROW, Bench
 from .cast import versions_of
 from .helpers import Helper
@@ -113,14 +114,16 @@ def measure(bench: Bench) -> dict[str, Any]:
         for number in range(sizes.rounds):
             print(f"  round {number + 1} of {sizes.rounds}", flush=True)
             order.shuffle(jobs)
-            for who, model, connections in jobs:
-                if who == "inside":
-                    inside.tell(f"{model} {sizes.seconds}")
-                    calls.append({"model": model, **inside.answer()})
-                    continue
-                burst = _asked(bench, found, who, model, "-c", connections, "-t", sizes.seconds)
-                if burst is not None:
-                    bursts.append({"who": who, "model": model, "c": connections, "rate": burst.rate, **asdict(burst)})
+            with awake():
+                for who, model, connections in jobs:
+                    if who == "inside":
+                        inside.tell(f"{model} {sizes.seconds}")
+                        calls.append({"model": model, **inside.answer()})
+                        continue
+                    burst = _asked(bench, found, who, model, "-c", connections, "-t", sizes.seconds)
+                    if burst is not None:
+                        seen = {"who": who, "model": model, "c": connections, "rate": burst.rate}
+                        bursts.append(seen | asdict(burst))
         paced = _paced(bench, found, order)
     return {"bursts": bursts, "inside": calls, "paced": paced, "absent": found.absent, "versions": found.versions}
 

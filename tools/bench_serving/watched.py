@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from . import cast, models
+from .awake import awake
 from .bench import ROW, Bench
 from .helpers import Helper
 from .load import LoadError, Target
@@ -26,7 +27,8 @@ MANY: Final = 1_000  # rows of a large request
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Both."""
-    return {"watched": _watching(bench), "many": _many(bench)}
+    with awake():
+        return {"watched": _watching(bench), "many": _many(bench)}
 
 
 def _watching(bench: Bench) -> list[dict[str, Any]]:
