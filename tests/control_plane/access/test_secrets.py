@@ -30,6 +30,7 @@ KEPT = (
     "home/broker/*.key",
     "home/broker/*-password",
     "home/broker/rumqttd.toml",
+    "home/broker/broker.json",  # how workers of their own reach it
     "home/operator-token",
     "press-1/identity/key.pem",
     "press-1/identity/broker-password",
