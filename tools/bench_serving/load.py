@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .process import CpuMeter
+from .process import CpuMeter, on_one_cpu
 
 SOURCE: Final = Path(__file__).with_name("loadgen.c")
 
@@ -84,6 +84,15 @@ class Client:
         meter = CpuMeter(target.pids)
         said = _figures(subprocess.run(self._command(target, options), check=False, capture_output=True))
         return _burst(said, meter.spent(), tolerant=tolerant)
+
+    def ask_alone(self, target: Target, *options: str | float) -> Burst:
+        """The same over one connection, client and server on one CPU.
+
+        Raises:
+            LoadError: there was no answer, or a wrong one.
+        """
+        with on_one_cpu(target.pids):
+            return self.ask(target, "-c", 1, *options)
 
     def begin(self, target: Target, *options: str | float) -> Running:
         """Run it until it is told to stop."""

@@ -307,10 +307,11 @@ requests; *tuned* is a session that was told to take one thread. Everybody serve
 same scores before anything is measured. The client is a C program that keeps its connections. All servers are alive at
 once and are asked in short bursts that take turns, shuffled anew each round.
 
-While bursts are measured a process of the idle class keeps each CPU from falling asleep between two requests, which
-would add a wake-up of tens of µs to everybody's request, and did so in some bursts and not in others. With sleeping
-CPUs, on 2026-11-25, one connection cost 0.39 of fastapi's (async, tuned) CPU and 0.17 of mlserver's by the medians,
-0.19 and 0.09 by the cheapest bursts. A hundred requests a second are measured with CPUs that may sleep, as they would.
+Over **one connection** client and server share one CPU. With two, each request is handed over by an interrupt between
+virtual CPUs, and a CPU that fell asleep has to wake up: together some 40 µs for everybody, counted as the server's CPU,
+in some bursts and not in others. A run with two CPUs on 2026-11-25 found 0.39 of fastapi's (async, tuned) CPU and 0.17
+of mlserver's by the medians, 0.19 and 0.09 by the cheapest bursts. While bursts are measured a process of the idle
+class keeps each CPU awake. A hundred requests a second are measured on two CPUs that may sleep, as they would.
 
 **CPU** is what the kernel counted for the whole tree of the server's processes, per request: the figure that a busy
 machine hardly changes. Of latency the best decile over bursts is compared, and medians stand beside it. Times are µs

@@ -157,7 +157,10 @@ def _asked(bench: Bench, found: Company, who: str, model: str, *options: str | f
     if who in found.absent:
         return None
     try:
-        return bench.client.ask(found.targets[who, model], *options)
+        target = found.targets[who, model]
+        if options[:2] == ("-c", 1):
+            return bench.client.ask_alone(target, *options[2:])
+        return bench.client.ask(target, *options)
     except LoadError as e:
         if who in (*OURS.values(), "echo"):
             raise

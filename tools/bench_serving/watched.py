@@ -49,7 +49,11 @@ def _watching(bench: Bench) -> list[dict[str, Any]]:
             print(f"  round {number + 1} of {bench.sizes.rounds}", flush=True)
             order.shuffle(jobs)
             for who, c in jobs:
-                burst = bench.client.ask(targets[who], "-c", c, "-t", _SECONDS * bench.sizes.seconds)
+                options = ("-t", _SECONDS * bench.sizes.seconds)
+                if c == 1:
+                    burst = bench.client.ask_alone(targets[who], *options)
+                else:
+                    burst = bench.client.ask(targets[who], "-c", c, *options)
                 seen.append({"who": who, "c": c, **asdict(burst)})
         if agent.status().get("link", {}).get("mqtt") != "up":
             raise LoadError("The agent that is to report has no broker.")
