@@ -107,16 +107,18 @@ def f_sf(x: npt.ArrayLike, d1: npt.ArrayLike, d2: npt.ArrayLike) -> Floats:
     if np.isnan(values).any() or not ((first > 0) & (second > 0)).all():
         raise ValueError("expected numbers, and degrees of freedom > 0")
     values = np.maximum(values, 0.0)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         z = second / (second + first * values)
-    return np.asarray(beta_inc(second / 2, first / 2, z))
+        # Where x is tiny, 1 - z would keep few of its digits.
+        rest = np.where(np.isinf(first * values), 1.0, first * values / (second + first * values))
+    return np.asarray(beta_inc(second / 2, first / 2, z, rest))
 
 
-def beta_inc(a: Floats, b: Floats, z: Floats) -> Floats:
-    """The regularised incomplete beta function I_z(a, b), elementwise, for a, b > 0 and z in [0, 1]."""
-    a, b, z = (np.asarray(v, dtype=np.float64) for v in np.broadcast_arrays(a, b, z))
+def beta_inc(a: Floats, b: Floats, z: Floats, rest: Floats) -> Floats:
+    """The regularised incomplete beta function I_z(a, b), elementwise, for a, b > 0, z in [0, 1], `rest` = 1 - z."""
+    a, b, z, rest = (np.asarray(v, dtype=np.float64) for v in np.broadcast_arrays(a, b, z, rest))
     swapped = z > (a + 1) / (a + b + 2)
-    p, q, y = np.where(swapped, b, a), np.where(swapped, a, b), np.where(swapped, 1 - z, z)
+    p, q, y = np.where(swapped, b, a), np.where(swapped, a, b), np.where(swapped, rest, z)
     inside = (y > 0) & (y < 1)
     safe = np.where(inside, y, 0.5)
     logs = p * np.log(safe) + q * np.log1p(-safe) - _log_betas(p, q)
