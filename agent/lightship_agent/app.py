@@ -32,13 +32,14 @@ from .files import sweep, write_durably
 from .link import identity
 from .link.client import ControlPlane
 from .link.outbox import Outbox
+from .link.quality import LinkQuality
 from .link.renewal import CertificateKeeper
 from .link.ring import LAST_SEQ
 from .link.sender import RESEND_SECONDS, Parcel, Sender
 from .monitor.degraded import Degraded, Mode, state_of
 from .monitor.health import read_health
 from .monitor.monitor import Monitor
-from .monitor.strain import Strain
+from .monitor.strain import HOT, Strain
 from .runtime.compat import check_compatible
 from .runtime.model import load_model
 from .runtime.ort import onnxruntime
@@ -54,6 +55,7 @@ from .serving.mirror import Mirror
 from .serving.repository import Repository, Shelved
 from .serving.residents import Residents
 from .serving.server import HttpServer
+from .serving.slot import most_frequent
 from .settings import Settings
 from .update import machine
 from .update.gate import Gate, Rules
@@ -407,6 +409,8 @@ class Agent:
             outbox.acknowledge(epoch, seq)
 
     def _heartbeat(self) -> Heartbeat:
+        health = read_health(self._dir, root=self._root)
+        modes = self._modes(health)
         return Heartbeat(
             s=1,
             t=_now_ms(),
@@ -416,9 +420,22 @@ class Agent:
             agent=__version__,
             onnxruntime=onnxruntime.__version__,
             machine=platform.machine(),
-            health=(health := read_health(self._dir, root=self._root)),
-            degraded=tuple(mode.code for mode in self._modes(health)),
+            health={**health, **self._vitals(modes)},
+            degraded=tuple(mode.code for mode in modes),
+            errors=most_frequent(self._plane.errors()),
         )
+
+    def _vitals(self, modes: Sequence[Mode]) -> dict[str, float]:
+        """How the agent itself is, beside the device's health; the names in docs/device-reports.md."""
+        return {
+            "agent_uptime_s": round(time.monotonic() - self._started, 1),
+            "queue_depth": self._plane.admission.inside,
+            "outbox_records": self._events.depth + self._reports.depth,
+            "outbox_dropped": self._events.dropped + self._reports.dropped,
+            "ring_dropped_rows": self._monitor.dropped_rows,
+            "throttled": float(any(mode.code == HOT for mode in modes)),
+            **(self._mqtt.quality.numbers() if self._mqtt is not None else {}),
+        }
 
     def _command(self, verb: str, command: Command) -> None:
         if verb == "check":
@@ -488,10 +505,16 @@ class Agent:
 
     def _metrics(self) -> str:
         health = read_health(self._dir, root=self._root)
+        modes = self._modes(health)
+        link = self._mqtt.quality if self._mqtt is not None else LinkQuality()
         values = {
             **plane_samples(self._plane.stats(), self._plane.errors()),
             **health_samples(health),
-            "lightship_agent_degraded": [Sample(1, {"code": mode.code}) for mode in self._modes(health)],
+            "lightship_agent_degraded": [Sample(1, {"code": mode.code}) for mode in modes],
+            "lightship_agent_throttled": [Sample(float(any(mode.code == HOT for mode in modes)))],
+            "lightship_agent_queue_depth": [Sample(self._plane.admission.inside)],
+            "lightship_agent_link_connections_total": [Sample(link.connections)],
+            "lightship_agent_link_rtt_seconds": [Sample(link.rtt)] if link.rtt is not None else [],
             "lightship_agent_model_memory_bytes": [
                 Sample(r.size, {"model": m.name, "version": str(m.version), "busy": str(int(r.busy))})
                 for m, r in self._residents.loaded()

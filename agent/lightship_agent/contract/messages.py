@@ -20,6 +20,7 @@ import msgspec
 
 from .codes import WireError
 from .experiment import DIFFERENCE_EDGES, LATENCY_EDGES, MAX_CONFUSED
+from .latency import CELLS
 from .moments import Moments, Products, Sums
 from .profile import WindowCounts
 from .quality import Quality
@@ -29,12 +30,15 @@ MAX_RECORDS: Final = 500
 BESIDE_STEPS: Final = "beside-"
 #: Most spans of missing records that are asked for at a time.
 MAX_RANGES: Final = 64
+#: Most codes of errors that are told apart in a report.
+MAX_CODES: Final = 64
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Counts = Annotated[tuple[Count, ...], msgspec.Meta(max_length=120_000)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Text = Annotated[str, msgspec.Meta(max_length=2_000)]
+Errors = Annotated[dict[Name, Count], msgspec.Meta(max_length=MAX_CODES)]  # by code
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="k"):
@@ -56,6 +60,9 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     failures: Count = 0  # requests answered with a server error
     latency_ms: float = 0.0  # p95 of recent requests
     provider: Name = ""  # what computes it: cpu, xnnpack, cuda …
+    latencies: Annotated[tuple[Count, ...], msgspec.Meta(max_length=CELLS)] = ()  # of its requests; contract.latency
+    busy_us: Count = 0  # spent in them, µs
+    errors: Errors = {}  # requests refused or failed
 
 
 class Heartbeat(Record, frozen=True, kw_only=True, tag="heartbeat"):
@@ -69,6 +76,7 @@ class Heartbeat(Record, frozen=True, kw_only=True, tag="heartbeat"):
     machine: Name = ""  # CPU architecture
     health: dict[Name, float] = {}
     degraded: tuple[Name, ...] = ()  # codes of what keeps it from doing all its work
+    errors: Errors = {}  # requests refused or failed since the agent began, of all models and of none
 
 
 class Window(Record, frozen=True, kw_only=True, tag="window", omit_defaults=True):

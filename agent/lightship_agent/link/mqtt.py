@@ -34,6 +34,7 @@ from lightship_agent.contract.messages import Command, State
 from lightship_agent.contract.wire import decode, encode
 
 from .identity import Identity
+from .quality import LinkQuality
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class MqttLink:
         self._stop = threading.Event()
         self.connected = threading.Event()
         self.taken_over = False
+        self.quality = LinkQuality()
         self._v5 = True
         self._mute = 0  # connections that ended before the broker had said anything
         self._since: float | None = None  # monotonic seconds of the present connection's CONNACK
@@ -101,7 +103,9 @@ class MqttLink:
         if not self.connected.is_set():
             return 0
         topic = {"tele": topics.telemetry, "event": topics.event}[kind](self._tenant, self._device)
+        began = time.monotonic()
         sent = self._client.publish(topic, payload, qos=1)
+        self.quality.sent(sent.mid, began)
         return sent.mid if sent.rc == paho.MQTT_ERR_SUCCESS else 0
 
     def refusals(self) -> list[int]:
@@ -213,6 +217,7 @@ class MqttLink:
             self._said = reason.value
             return
         self._since = time.monotonic()
+        self.quality.connected()
         client.subscribe([(topics.command(self._tenant, self._device, "+"), 1), (topics.notify(self._tenant), 1)])
         self._publish_state(on=True)
         self.connected.set()
@@ -225,6 +230,7 @@ class MqttLink:
             log.info("mqtt: disconnected: %s", reason)
 
     def _published(self, _client: paho.Client, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
+        self.quality.answered(mid, time.monotonic())
         if reason.is_failure or reason.value == _NOBODY_LISTENS:
             log.info("mqtt: the broker did not pass a report on: %s", reason)
             self._refusals.append(mid)

@@ -24,12 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lightship_agent.contract.codes import ServingError
+from lightship_agent.contract.latency import trimmed
 from lightship_agent.contract.messages import Running
 from lightship_agent.runtime.model import LoadedModel, Prediction
 
 from .feeds import tensor_feeds, tensor_output_names, tensor_outputs
 from .hot import HotModel, ObserveRow, ids
-from .slot import Admission, ModelStats, Slot
+from .slot import Admission, ModelStats, Slot, most_frequent
 from .split import Split
 from .tensors import MAX_ID, InferRequest, InferResponse, answered, claimed_rows, input_rows, output_names
 
@@ -282,6 +283,9 @@ class DataPlane:
                 failures=s.failures,
                 latency_ms=round(s.p95_ms, 4),
                 provider=s.model.provider,
+                latencies=trimmed(s.latencies),
+                busy_us=round(s.seconds * 1e6),
+                errors=most_frequent(s.errors),
             )
             for s in (slot.stats() for slot in served)
         )

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
+from lightship_agent.contract.latency import OCTAVES, cumulative
+
 from .slot import ModelStats
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,12 +24,12 @@ class Metric(NamedTuple):
     """One row of the table."""
 
     name: str
-    type: Literal["counter", "gauge", "summary"]
+    type: Literal["counter", "gauge", "summary", "histogram"]
     help: str
 
 
 class Sample(NamedTuple):
-    """A value with its labels; `suffix` is _sum or _count of a summary."""
+    """A value with its labels; `suffix` is _sum or _count of a summary, and _bucket of a histogram."""
 
     value: float
     labels: Mapping[str, str] = {}
@@ -54,6 +56,12 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "lightship_agent_latency_seconds", "summary", "Time to answer a request inside the agent; recent quantiles."
     ),
+    Metric(
+        "lightship_agent_request_seconds",
+        "histogram",
+        "The same in buckets that add up over devices; reports have twice as many.",
+    ),
+    Metric("lightship_agent_queue_depth", "gauge", "Requests that are being answered."),
     Metric("lightship_agent_ring_dropped_rows_total", "counter", "Rows overwritten before the monitor counted them."),
     Metric("lightship_agent_shadow_rows_total", "counter", "Rows that challengers in the shadow answered too."),
     Metric("lightship_agent_shadow_agreeing_rows_total", "counter", "Of them, those answered alike."),
@@ -62,6 +70,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("lightship_agent_data_fault", "gauge", "1 while a hard data fault stands, by model, feature and kind."),
     Metric("lightship_agent_outbox_records", "gauge", "Reports waiting to be sent."),
     Metric("lightship_agent_outbox_dropped_total", "counter", "Reports dropped because the outbox was full."),
+    Metric("lightship_agent_link_connections_total", "counter", "MQTT sessions begun since the agent started."),
+    Metric("lightship_agent_link_rtt_seconds", "gauge", "From a report to the broker's answer, smoothed."),
     Metric("lightship_agent_update_state", "gauge", "1 for the state the update machine is in."),
     Metric("lightship_agent_update_waiting", "gauge", "1 while a bundle may not be fetched or installed yet."),
     Metric("lightship_agent_update_penalties", "gauge", "Bundles that failed too often here and wait."),
@@ -71,6 +81,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Seconds until signed metadata expires, by role, as of the last check; below 0 updates stop.",
     ),
     Metric("lightship_agent_degraded", "gauge", "1 for each mode in which the agent does less than all its work."),
+    Metric("lightship_agent_throttled", "gauge", "1 while heat or want of power slows the processor."),
     Metric("lightship_agent_health_cpu_percent", "gauge", "Busy share of all CPUs since the last reading."),
     Metric("lightship_agent_health_load_1m", "gauge", "Load average of one minute."),
     Metric("lightship_agent_health_memory_self_mb", "gauge", "Proportional set size of the agent, MB."),
@@ -116,6 +127,11 @@ def plane_samples(stats: Iterable[ModelStats], errors: Mapping[str, int]) -> dic
         add("latency_seconds", Sample(s.p95_ms / 1_000, {**who, "quantile": "0.95"}))
         add("latency_seconds", Sample(s.seconds, who, "_sum"))
         add("latency_seconds", Sample(s.requests, who, "_count"))
+        for edge, below in zip(OCTAVES, cumulative(s.latencies), strict=True):
+            add("request_seconds", Sample(below, {**who, "le": _number(edge)}, "_bucket"))
+        add("request_seconds", Sample(s.requests, {**who, "le": "+Inf"}, "_bucket"))
+        add("request_seconds", Sample(s.seconds, who, "_sum"))
+        add("request_seconds", Sample(s.requests, who, "_count"))
     for code, count in sorted(errors.items()):
         add("errors_total", Sample(count, {"code": code}))
     return found

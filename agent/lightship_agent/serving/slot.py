@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,12 +14,19 @@ from typing import Final
 import numpy as np
 
 from lightship_agent.contract.codes import ServingError
+from lightship_agent.contract.latency import CELLS, EDGES
+from lightship_agent.contract.messages import MAX_CODES
 from lightship_agent.runtime.model import LoadedModel
 
 from .hot import HotModel
 
 _RECENT: Final = 512  # latencies kept per model
 _RETRY: Final = "Try again after the time in Retry-After."
+
+
+def most_frequent(errors: Mapping[str, int]) -> dict[str, int]:
+    """As many codes as a report may tell apart."""
+    return dict(sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:MAX_CODES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class ModelStats:
     p50_ms: float  # of recent requests
     p95_ms: float
     used: float  # monotonic seconds: when it was last asked, or installed
+    latencies: tuple[int, ...] = ()  # answered requests by cell of contract.latency
 
 
 class Counters:
@@ -47,6 +56,7 @@ class Counters:
         self._used = time.monotonic()
         self._errors: Counter[str] = Counter()
         self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._cells = [0] * CELLS
 
     def answered(self, rows: int, seconds: float, requests: int = 1) -> None:
         """Count requests that were answered, together where they are more than one."""
@@ -56,8 +66,10 @@ class Counters:
             self._seconds += seconds
             self._used = time.monotonic()
             if requests == 1:
+                self._cells[bisect_left(EDGES, seconds)] += 1
                 self._recent.append(seconds)
             else:
+                self._cells[bisect_left(EDGES, seconds / requests)] += requests
                 self._recent.extend([seconds / requests] * requests)
 
     def failed(self, code: str) -> None:
@@ -69,11 +81,11 @@ class Counters:
     def of(self, model: LoadedModel) -> ModelStats:
         """The counters as they are now."""
         with self._lock:
-            recent = list(self._recent)
+            recent, cells = list(self._recent), tuple(self._cells)
             requests, rows, failures = self._requests, self._rows, self._failures
             seconds, used, errors = self._seconds, self._used, dict(self._errors)
         p50, p95 = (np.percentile(recent, (50, 95)) * 1_000).tolist() if recent else (0.0, 0.0)
-        return ModelStats(model, requests, rows, failures, errors, seconds, p50, p95, used)
+        return ModelStats(model, requests, rows, failures, errors, seconds, p50, p95, used, cells)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +118,11 @@ class Admission:
         self._inside = 0
         self._lock = threading.Lock()
         self._count_error = count_error
+
+    @property
+    def inside(self) -> int:
+        """Requests that are being answered."""
+        return self._inside
 
     def __enter__(self) -> None:
         with self._lock:

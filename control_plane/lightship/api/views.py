@@ -56,6 +56,8 @@ def device(row: Device) -> Json:
         "quarantined": row.quarantined,
         "health": row.health,
         "degraded": row.degraded,
+        "errors": row.errors,
+        "app": row.app,
         "agent": row.agent,
         "onnxruntime": row.onnxruntime,
         "machine": row.machine,

@@ -44,6 +44,7 @@ _FACTS = (
     "machine",
     "health",
     "degraded",
+    "errors",
     "last_seen",
 )
 _SEEN = update(_DEVICES).where(_DEVICES.c.id == bindparam("of")).values(last_seen=bindparam("at"))

@@ -205,6 +205,7 @@ def device_facts(beat: Heartbeat) -> dict[str, object]:
         "machine": beat.machine,
         "health": {k: v for k, v in beat.health.items() if math.isfinite(v)},
         "degraded": list(beat.degraded),
+        "errors": dict(beat.errors),
     }
 
 

@@ -157,6 +157,8 @@ class Device(Base):
     machine: Mapped[str] = mapped_column(default="")
     health: Mapped[Json] = mapped_column(default=dict)
     degraded: Mapped[list[Any]] = mapped_column(default=list)  # codes, by heartbeat
+    errors: Mapped[Json] = mapped_column(default=dict)  # requests refused or failed, by code
+    app: Mapped[Json] = mapped_column(default=dict)  # the application's own numbers: counters, gauges, histograms
     quarantined: Mapped[bool] = mapped_column(default=False)
     drift_level: Mapped[str] = mapped_column(default="")
     verdict: Mapped[Json] = mapped_column(default=dict)  # the last one
@@ -167,6 +169,24 @@ class Device(Base):
     retired_seen: Mapped[int] = mapped_column(default=0)  # when that key was shown again, long after
     cloned_at: Mapped[int] = mapped_column(default=0)  # 0: no sign of a second device under this identity
     clone: Mapped[Json] = mapped_column(default=dict)  # the evidence
+
+
+class DeviceAsk(Base):
+    """A command that wants an answer: asked, sent, answered, each at a time or not yet (0)."""
+
+    __tablename__ = "device_asks"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), index=True)
+    verb: Mapped[str] = mapped_column(String(32))
+    arguments: Mapped[Json] = mapped_column(default=dict)
+    asked_by: Mapped[str]
+    asked_at: Mapped[int]
+    expires_at: Mapped[int]
+    sent_at: Mapped[int] = mapped_column(default=0)
+    answered_at: Mapped[int] = mapped_column(default=0)
+    code: Mapped[str] = mapped_column(default="")  # why the device would not
+    detail: Mapped[str] = mapped_column(default="")
+    answer: Mapped[bytes] = mapped_column(default=b"")
 
 
 class JoinToken(Base):

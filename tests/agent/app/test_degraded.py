@@ -80,6 +80,22 @@ def test_a_device_that_is_well_says_so(device: Start) -> None:
         assert well.predicts() == 200
 
 
+def test_the_heartbeat_says_how_the_agent_is_beside_the_device(device: Start) -> None:
+    with device() as well:
+        well.put("sys/class/thermal/cooling_device0/type", "cpufreq-cpu0")
+        well.put("sys/class/thermal/cooling_device0/cur_state", "2")
+        well.predicts()
+        well.http.get("/nowhere")
+
+        beat = well.agent._heartbeat()
+
+        assert beat.errors == {"serving.not-found": 1}
+        assert sum(beat.running[0].latencies) == 1
+        mine = ("queue_depth", "outbox_records", "outbox_dropped", "ring_dropped_rows", "throttled")
+        assert [beat.health[name] for name in mine] == [0, 0, 0, 0, 1]
+        assert beat.health["agent_uptime_s"] >= 0
+
+
 def test_without_a_model_it_lives_and_is_unhealthy_until_there_is_one(device: Start) -> None:
     with device(model=False) as bare:
         assert bare.modes() == ["serving.no-model"]

@@ -280,6 +280,12 @@ def test_counters_tell_rows_requests_and_latency(plane: DataPlane) -> None:
     assert plane.stats("fan") == ()
     (running,) = plane.running()
     assert (running.requests, running.digest) == (4, plane.get().digest)
+    assert (sum(running.latencies), sum(stats.latencies)) == (2, 2)
+    assert running.busy_us == round(stats.seconds * 1e6)
+    assert (refusal(plane, ask(np.zeros((1, 2)))).code, plane.running()[0].errors) == (
+        "serving.input",
+        {"serving.input": 1},
+    )
 
 
 def test_feedback_goes_to_whoever_keeps_predictions(make_model: Models, watcher: Watcher) -> None:

@@ -273,6 +273,11 @@ def test_numbers_can_be_scraped(tcp: Served) -> None:
     assert 'lightship_agent_rows_total{model="pump",version="1"} 3' in response.text
     assert 'lightship_agent_errors_total{code="serving.not-found"} 1' in response.text
     assert 'lightship_agent_latency_seconds_count{model="pump",version="1"} 1' in response.text
+    buckets = [line for line in response.text.splitlines() if line.startswith("lightship_agent_request_seconds_bucket")]
+    assert buckets[0].startswith('lightship_agent_request_seconds_bucket{model="pump",version="1",le="3.2e-05"} ')
+    assert buckets[-1] == 'lightship_agent_request_seconds_bucket{model="pump",version="1",le="+Inf"} 1'
+    below = [int(line.rpartition(" ")[2]) for line in buckets]
+    assert (below, len(below)) == (sorted(below), 22)
     (stats,) = tcp.client.get("/v2/models/pump/stats").json()["model_stats"]
     assert (stats["inference_count"], stats["execution_count"]) == (3, 1)
 

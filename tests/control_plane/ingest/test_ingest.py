@@ -60,6 +60,18 @@ def send(home: Home, message: Any, *, device: str = "pump-1", kind: str = "tele"
         return ingest.receive(session, device, kind, payload, now).code
 
 
+def test_latencies_and_errors_by_code_are_kept_as_the_device_counted_them(pump: Home) -> None:
+    running = Running(model="pump", version=1, digest=DIGEST, since=1, latencies=(0, 3, 1), busy_us=250)
+    errors = {"serving.input": 4}
+
+    send(pump, envelope(Heartbeat(s=1, t=5_000, running=(running,), errors=errors)))
+
+    with pump.database.read() as session:
+        seen = views.device(session.get_one(Device, "pump-1"))
+    assert (seen["running"][0]["latencies"], seen["running"][0]["busy_us"]) == ([0, 3, 1], 250)
+    assert (seen["errors"], seen["app"]) == (errors, {})
+
+
 def acked(home: Home, device: str = "pump-1") -> str:
     with home.database.read() as session:
         return ingest.acknowledged(session, device)
