@@ -25,6 +25,7 @@ MAX_INFLATED: Final = 4 * 1024 * 1024  # bytes after zlib
 #: Below one TCP segment, compression costs more than it saves.
 COMPRESS_ABOVE: Final = 1_400  # bytes
 _ZLIB_FIRST_BYTE: Final = 0x78
+_DECODERS: Final[dict[Any, msgspec.msgpack.Decoder[Any]]] = {}
 
 
 def encode(message: Any) -> bytes:
@@ -41,11 +42,19 @@ def decode(data: bytes, kind: type[T], *, max_bytes: int = MAX_INFLATED) -> T:
     if len(data) > max_bytes:
         raise WireError("wire.too-large", f"Expected at most {max_bytes} bytes, found {len(data)}.")
     try:
-        return msgspec.msgpack.decode(data, type=kind)
+        message: T = _decoder(kind).decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError, OverflowError, LightshipError) as e:
         # A LightshipError is what a struct says of values that contradict each other; a union has no name.
         name = getattr(kind, "__name__", str(kind))
         raise WireError("wire.malformed", f"Expected a MessagePack {name}: {e}.") from e
+    return message
+
+
+def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Made once: what a union of structs means takes long to work out."""
+    if kind not in _DECODERS:
+        _DECODERS[kind] = msgspec.msgpack.Decoder(kind)
+    return _DECODERS[kind]
 
 
 def pack(message: Any) -> bytes:

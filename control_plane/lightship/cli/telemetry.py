@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import signal
@@ -20,6 +21,8 @@ from lightship_agent.contract.codes import FleetError
 from .console import emit, json_option, opened, say, stamp, table, with_home
 
 MAX_WORKERS = 16
+#: New objects that the collector lets be before it looks: a batch is some ten thousand, none of them in a circle.
+COLLECT_AFTER = (20_000, 20, 50)
 
 
 @click.command()
@@ -54,6 +57,9 @@ def ingest(settings: Settings, worker: int, log_level: str, as_json: bool) -> No
             protocol=settings.ingest_mqtt,
         )
         working.start()
+        # What is here now stays: the collector need not look at it again for every batch.
+        gc.freeze()
+        gc.set_threshold(*COLLECT_AFTER)
         stop.wait()
         working.stop()
         if history is not None:

@@ -11,16 +11,17 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from operator import itemgetter
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from lightship.storage.models import DeadLetter, Device, DeviceEpoch, Exposure, HeldRecord
+from lightship.storage.models import DeadLetter, Device, HeldRecord
 from lightship_agent.contract.codes import WireError
 from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, State
 from lightship_agent.contract.wire import decode, encode
 
+from . import direct
 from .cursors import Cursor
 from .faults import end_faults, says_of_data
 from .ingest import FUTURE_MS, Gap, Incoming, Receipt, Understood, bury, device_facts, store_exposures, store_record
@@ -29,45 +30,8 @@ _Key = tuple[str, str]  # device and epoch
 _Span = tuple[str, int]  # digest and when it began
 
 _DAY_MS = 86_400_000
-_DEVICES: Any = Device.__table__
-_EPOCHS: Any = DeviceEpoch.__table__
-_EXPOSURES: Any = Exposure.__table__
-_FACTS = (
-    "running",
-    "running_model",
-    "running_version",
-    "running_digest",
-    "phase",
-    "assignment_seq",
-    "agent",
-    "onnxruntime",
-    "machine",
-    "health",
-    "degraded",
-    "errors",
-    "last_seen",
-)
-_SEEN = update(_DEVICES).where(_DEVICES.c.id == bindparam("of")).values(last_seen=bindparam("at"))
-_BEAT = update(_DEVICES).where(_DEVICES.c.id == bindparam("of")).values({name: bindparam(name) for name in _FACTS})
-_STATE = (
-    update(_DEVICES)
-    .where(_DEVICES.c.id == bindparam("of"))
-    .values(boot=bindparam("said_boot"), online=bindparam("said_online"))
-)
-_GROWN = (
-    update(_EXPOSURES)
-    .where(
-        _EXPOSURES.c.device == bindparam("of"),
-        _EXPOSURES.c.digest == bindparam("which"),
-        _EXPOSURES.c.began_at == bindparam("since"),
-    )
-    .values(requests=bindparam("served"), failures=bindparam("failed"))
-)
-_MOVED = (
-    update(_EPOCHS)
-    .where(_EPOCHS.c.device == bindparam("of"), _EPOCHS.c.epoch == bindparam("which"))
-    .values({name: bindparam(f"to_{name}") for name in ("next_seq", "lost", "ahead", "beat", "updated_at")})
-)
+_JSON_FACTS = itemgetter(*direct.JSON_FACTS)
+_PLAIN_FACTS = itemgetter(*direct.PLAIN_FACTS)
 
 
 class _Epoch:
@@ -100,7 +64,7 @@ class Batch:
         self._epochs: dict[_Key, _Epoch] = {}
         self._touched: set[_Key] = set()
         self._seen: set[str] = set()
-        self._facts: dict[str, dict[str, object]] = {}
+        self._beats: dict[str, Heartbeat] = {}  # the newest
         self._states: dict[str, State] = {}
         self._open: dict[str, dict[_Span, tuple[int, int]]] = {}  # what each open span has served
         self._grown: set[tuple[str, _Span]] = set()
@@ -115,19 +79,12 @@ class Batch:
                 for (m, _), r in zip(messages, said, strict=True)]  # fmt: skip
 
     def _load(self, names: set[str]) -> None:
-        columns = (Device.id, Device.tenant, Device.state, Device.boot, Device.last_seen)
-        for name, tenant, state, boot, last_seen in self._session.execute(select(*columns).where(Device.id.in_(names))):
+        for name, tenant, state, boot, last_seen in direct.of(self._session, direct.DEVICES, names):
             self._devices[name] = _Known(tenant, state, boot, last_seen)
-        e = DeviceEpoch
-        rows = select(e.device, e.epoch, e.next_seq, e.lost, e.ahead, e.beat).where(e.device.in_(self._devices))
-        for device, epoch, next_seq, lost, ahead, beat in self._session.execute(rows):
-            cursor = Cursor(next_seq, lost, [(first, last) for first, last in ahead])
-            self._epochs[device, epoch] = _Epoch(cursor, beat, stored=True)
-        x = Exposure
-        spans = select(x.device, x.digest, x.began_at, x.requests, x.failures).where(
-            x.device.in_(self._devices), x.ended_at.is_(None)
-        )
-        for device, digest, began, requests, failures in self._session.execute(spans):
+        for device, epoch, next_seq, lost, ahead, beat in direct.of(self._session, direct.EPOCHS, self._devices):
+            spans = [(first, last) for first, last in direct.from_json(ahead)] if ahead != "[]" else []
+            self._epochs[device, epoch] = _Epoch(Cursor(next_seq, lost, spans), beat, stored=True)
+        for device, digest, began, requests, failures in direct.of(self._session, direct.OPEN_SPANS, self._devices):
             self._open.setdefault(device, {})[digest, began] = (requests, failures)
 
     def _one(self, message: Incoming, said: State | Envelope | WireError) -> Receipt:
@@ -208,7 +165,7 @@ class Batch:
             self._session.execute(delete(HeldRecord).where(*mine))
 
     def _beat(self, device: str, beat: Heartbeat) -> None:
-        self._facts[device] = device_facts(beat)
+        self._beats[device] = beat
         spans = self._open.setdefault(device, {})
         if {(r.digest, r.since) for r in beat.running} == spans.keys():
             for r in beat.running:
@@ -223,46 +180,38 @@ class Batch:
         self._open[device] = {(r.digest, r.since): (r.requests, r.failures) for r in beat.running}
 
     def _write(self) -> None:
-        end_faults(self._session, [d for d, f in self._facts.items() if not says_of_data(f["degraded"])], self._now)
+        end_faults(self._session, [d for d, b in self._beats.items() if not says_of_data(b.degraded)], self._now)
         self._session.flush()
         self._write_grown()
         seen = {d: max(self._devices[d].last_seen, self._now) for d in self._seen}
-        beats = [{"of": d, "last_seen": seen[d], **facts} for d, facts in self._facts.items()]
-        others = [{"of": d, "at": at} for d, at in seen.items() if d not in self._facts]
-        states = [{"of": d, "said_boot": s.n, "said_online": s.on} for d, s in self._states.items()]
-        for statement, rows in ((_BEAT, beats), (_SEEN, others), (_STATE, states)):
-            self._run(statement, rows)
+        beats = [(*_columns(beat), seen[d], d) for d, beat in self._beats.items()]
+        others = [(at, d) for d, at in seen.items() if d not in self._beats]
+        states = [(said.n, said.on, d) for d, said in self._states.items()]
+        direct.run(self._session, direct.BEAT, beats)
+        direct.run(self._session, direct.SEEN, others)
+        direct.run(self._session, direct.STATE, states)
         self._write_epochs()
         # Rows that were read as objects before are no longer what the database holds.
         self._session.expire_all()
 
     def _write_epochs(self) -> None:
-        fresh, moved = [], []
+        fresh: list[tuple[object, ...]] = []
+        moved: list[tuple[object, ...]] = []
         for key in self._touched:
             epoch = self._epochs[key]
-            values = {
-                "next_seq": epoch.cursor.next_seq,
-                "lost": epoch.cursor.lost,
-                "ahead": [list(span) for span in epoch.cursor.ahead],
-                "beat": epoch.beat,
-                "updated_at": self._now,
-            }
-            if epoch.stored:
-                moved.append({"of": key[0], "which": key[1], **{f"to_{n}": v for n, v in values.items()}})
-            else:
-                fresh.append({"device": key[0], "epoch": key[1], **values})
-        self._run(insert(_EPOCHS), fresh)
-        self._run(_MOVED, moved)
+            cursor = epoch.cursor
+            ahead = direct.as_json(cursor.ahead) if cursor.ahead else "[]"
+            row = (cursor.next_seq, cursor.lost, ahead, epoch.beat, self._now, *key)
+            (moved if epoch.stored else fresh).append(row)
+        direct.run(self._session, direct.FRESH, fresh)
+        direct.run(self._session, direct.MOVED, moved)
 
     def _write_grown(self) -> None:
-        rows = [
-            {"of": device, "which": digest, "since": since, "served": served, "failed": failed}
-            for device, (digest, since) in self._grown
-            for served, failed in [self._open[device][digest, since]]
-        ]
+        rows = [(*self._open[device][span], device, *span) for device, span in self._grown]
         self._grown.clear()
-        self._run(_GROWN, rows)
+        direct.run(self._session, direct.GROWN, rows)
 
-    def _run(self, statement: Any, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            self._session.connection().execute(statement, rows)
+
+def _columns(beat: Heartbeat) -> tuple[object, ...]:
+    facts = device_facts(beat)
+    return (*map(direct.as_json, _JSON_FACTS(facts)), *_PLAIN_FACTS(facts))

@@ -51,7 +51,7 @@ def end_faults(session: Session, well: Collection[str], now: int) -> None:
 
 def says_of_data(degraded: object) -> bool:
     """Whether a fault of data is among the codes of what degrades a device."""
-    return isinstance(degraded, list) and any(str(code).startswith("data.") for code in degraded)
+    return isinstance(degraded, list | tuple) and any(str(code).startswith("data.") for code in degraded)
 
 
 def _close(session: Session, alarm: Alarm, at: int, reason: str) -> None:

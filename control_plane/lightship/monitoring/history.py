@@ -17,17 +17,15 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, get_args
 from urllib.parse import urlsplit
 
-from sqlalchemy import select
-
 from lightship.storage.database import Database
-from lightship.storage.models import Device
 from lightship_agent.contract.codes import SettingsError, WireError
 from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, Window
 from lightship_agent.contract.wire import decode, encode
 
+from . import direct
 from .ingest import FUTURE_MS, Understood
 
 HOUR_MS: Final = 3_600_000
@@ -38,6 +36,7 @@ OLDEST_MS: Final = 120 * DAY_MS
 GRACE_MS: Final = 5 * 60_000
 #: How many, their sum, the least, the greatest.
 Numbers = tuple[int, float, float, float]
+_KINDS: Final = {kind: str(kind.__struct_config__.tag) for kind in get_args(AnyRecord)}
 
 
 class Report(NamedTuple):
@@ -176,8 +175,7 @@ def reports_of(messages: Sequence[Understood], tenants: dict[str, str], now: int
         for record in said.r:
             approx = not now - OLDEST_MS <= record.t <= now + FUTURE_MS
             at = now if approx else record.t
-            kind = record.__struct_config__.tag
-            rows.append(Report(message.device, at, said.e, record.s, now, str(kind), approx, encode(record)))
+            rows.append(Report(message.device, at, said.e, record.s, now, _KINDS[type(record)], approx, encode(record)))
     return rows
 
 
@@ -185,7 +183,6 @@ def remember(database: Database, history: History, messages: Sequence[Understood
     """Keep what active devices report; how many rows were new."""
     names = {message.device for message, said in messages if isinstance(said, Envelope)}
     with database.read() as session:
-        active = select(Device.id, Device.tenant).where(Device.id.in_(names), Device.state == "active")
-        tenants = {device: tenant for device, tenant in session.execute(active)}  # noqa: C416 - rows are not pairs
+        tenants = dict(tuple(row) for row in direct.of(session, direct.ACTIVE, names))
     rows = reports_of(messages, tenants, now)
     return history.write(rows) if rows else 0

@@ -123,7 +123,7 @@ def understand(message: Incoming) -> State | Envelope | WireError:
     except WireError as e:
         return e
     for record in envelope.r:
-        if isinstance(record, Heartbeat | Window) and not _fits(record):
+        if not _fits(record):
             return WireError("wire.malformed", "The message can't be stored: a number is larger than a column holds.")
     return envelope
 
@@ -159,10 +159,12 @@ def acknowledgements(session: Session, device_id: str) -> Acks:
     return Acks(said[0] if said else "", ",".join(said[1:]))
 
 
-def _fits(record: Heartbeat | Window) -> bool:
-    if isinstance(record, Window):
-        return abs(record.version) <= _LARGEST
-    return all(abs(r.version) <= _LARGEST for r in record.running)
+def _fits(record: AnyRecord) -> bool:
+    if isinstance(record, Heartbeat):
+        for running in record.running:
+            if not -_LARGEST <= running.version <= _LARGEST:
+                return False
+    return not isinstance(record, Window) or -_LARGEST <= record.version <= _LARGEST
 
 
 def store_record(session: Session, device: Device, epoch: str, record: AnyRecord, now: int) -> None:

@@ -22,7 +22,6 @@ from collections import Counter
 from typing import Any, Final, NamedTuple
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from sqlalchemy import select
@@ -39,10 +38,13 @@ from lightship_agent.contract.wire import encode
 from . import ingest
 from .cursors import Cursor, Span
 from .history import History, remember
+from .mqtt_client import IngestClient, Message
 
 log = logging.getLogger(__name__)
 
 BATCH_MESSAGES: Final = 500
+#: Of payloads; what they inflate to is some times as much, and is held until it is stored.
+BATCH_BYTES: Final = 512 * 1024
 BATCH_SECONDS: Final = 0.2
 SESSION_EXPIRY: Final = 600  # s
 COMMAND_SECONDS: Final = 300
@@ -93,7 +95,8 @@ class IngestWorker:
         self._listening = listening
         self._v5 = protocol == "5" or (protocol == "auto" and broker.kind != "mosquitto")
         self._generation = 0  # of the connection
-        self._batch: list[tuple[int, paho.MQTTMessage]] = []
+        self._batch: list[tuple[int, Message]] = []  # with the generation of each
+        self._bytes = 0  # of their payloads
         self._stop = threading.Event()
         self.connected = threading.Event()
         self.counts: Counter[str] = Counter()
@@ -118,22 +121,13 @@ class IngestWorker:
             command = Command(id=f"check-{expires}", expires=expires)
             self._command(topics.command(tenant, device, "check"), command)
 
-    def _make_client(self, tls: ssl.SSLContext | None, client_id: str) -> paho.Client:
-        protocol = MQTTProtocolVersion.MQTTv5 if self._v5 else MQTTProtocolVersion.MQTTv311
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            clean_session=None if self._v5 else False,
-            protocol=protocol,
-            reconnect_on_failure=False,
-            manual_ack=True,
-        )
+    def _make_client(self, tls: ssl.SSLContext | None, client_id: str) -> IngestClient:
+        client = IngestClient(client_id, v5=self._v5, heard=self._received)
         if self._broker.auth == "password":
             client.username_pw_set(self._broker.control_username, self._broker.control_password)
         if tls is not None:
             client.tls_set_context(tls)
         client.on_connect = self._connected
-        client.on_message = self._received
         # `poke` comes from other threads: with it, only the loop's thread writes. Two at once in one TLS connection
         # would corrupt memory.
         client.on_socket_register_write = _left_to_the_loop
@@ -155,16 +149,16 @@ class IngestWorker:
             self._stop.wait(random.uniform(0.1, min(60.0, 0.5 * 2 ** min(attempt, 10))))
 
     def _session(self) -> None:
-        self._batch = []
+        self._batch, self._bytes = [], 0
         self._generation += 1
         self._connect()
         flushed = asked = time.monotonic()
         try:
             while not self._stop.is_set():
-                if self._client.loop(timeout=0.1) != paho.MQTT_ERR_SUCCESS:
+                if self._client.loop(timeout=0.1) != paho.MQTT_ERR_SUCCESS or not self._read_on():
                     return
                 now = time.monotonic()
-                if len(self._batch) >= BATCH_MESSAGES or now - flushed > BATCH_SECONDS:
+                if self._is_full() or now - flushed > BATCH_SECONDS:
                     self._flush()
                     flushed = now
                 if self._gaps and now - asked > GAP_SECONDS / 4:
@@ -175,6 +169,18 @@ class IngestWorker:
             self._batch = []
             self._client.disconnect()
             self._client.loop(timeout=0.1)
+
+    def _read_on(self) -> bool:
+        """Read what has come with the last message: to ask the system for each costs as much as to read it."""
+        had = -1
+        while had < len(self._batch) and not self._is_full():
+            had = len(self._batch)
+            if self._client.loop_read() != paho.MQTT_ERR_SUCCESS:
+                return False
+        return True
+
+    def _is_full(self) -> bool:
+        return len(self._batch) >= BATCH_MESSAGES or self._bytes >= BATCH_BYTES
 
     def _connect(self) -> None:
         if not self._v5:
@@ -187,23 +193,21 @@ class IngestWorker:
         )
 
     def _flush(self) -> None:
-        batch, self._batch = self._batch, []
+        batch, self._batch, self._bytes = self._batch, [], 0
         if not batch:
             return
         understood = []
         for _, message in batch:
             address = topics.parse(message.topic)
             if address is not None:
-                incoming = ingest.Incoming(address.device, address.kind, bytes(message.payload), address.tenant)
+                incoming = ingest.Incoming(address.device, address.kind, message.payload, address.tenant)
                 understood.append((incoming, ingest.understand(incoming)))
         now = now_ms()
         if self._history is not None:
             self.counts["remembered"] += remember(self._database, self._history, understood, now)
         with self._database.write() as session:
             receipts = ingest.store_all(session, understood, now)
-        for generation, message in batch:
-            if generation == self._generation:
-                self._client.ack(message.mid, message.qos)
+        self._client.acknowledge([m.mid for generation, m in batch if generation == self._generation])
         for (incoming, _), receipt in zip(understood, receipts, strict=True):
             self.counts["dead" if receipt.code else "stored"] += 1
             if receipt.gap is None:
@@ -248,8 +252,9 @@ class IngestWorker:
             client.subscribe([(topic, 1) for topic in topics.ingest_filters()])
         self.connected.set()
 
-    def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+    def _received(self, message: Message) -> None:
         self._batch.append((self._generation, message))
+        self._bytes += len(message.payload)
 
 
 def _left_to_the_loop(_client: paho.Client, _data: Any, _socket: Any) -> None:
