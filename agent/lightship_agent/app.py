@@ -36,6 +36,7 @@ from .link.quality import LinkQuality
 from .link.renewal import CertificateKeeper
 from .link.ring import LAST_SEQ
 from .link.sender import RESEND_SECONDS, Parcel, Sender
+from .monitor.application import ApplicationNumbers
 from .monitor.degraded import Degraded, Mode, state_of
 from .monitor.health import read_health
 from .monitor.monitor import Monitor
@@ -50,7 +51,7 @@ from .serving.company import Company
 from .serving.dataplane import DataPlane
 from .serving.frames import FrameFace
 from .serving.http import create_app
-from .serving.metrics import Sample, health_samples, plane_samples, render
+from .serving.metrics import Sample, health_samples, plane_samples, render, render_application
 from .serving.mirror import Mirror
 from .serving.repository import Repository, Shelved
 from .serving.residents import Residents
@@ -125,6 +126,7 @@ class Agent:
             load=partial(load_model, allowed=self.allowed),
         )
         self._mirror = Mirror()
+        self._application = ApplicationNumbers(_now_ms())
         self._company = Company(self._plane, self._residents, self._mirror, self._monitor.watch_beside)
         socket = Path(settings.socket) if settings.socket else None
         repository = Repository(
@@ -140,6 +142,7 @@ class Agent:
             metrics=self._metrics,
             repository=repository,
             seconds=settings.http_request_seconds or math.inf,
+            told=self._application.take,
         )
         self._http = HttpServer(
             app,
@@ -232,7 +235,9 @@ class Agent:
         self._updater.stop()
         self._reporter.join(timeout=10)
         self._mirror.drain(1.0)
-        self._keep([*self._monitor.flush(_now_ms()), *self._mirror.collect(_now_ms())])
+        now = _now_ms()
+        last = [*self._monitor.flush(now), *self._mirror.collect(now), *self._application.collect(now)]
+        self._keep(last)
         try:
             self._send()
         except LightshipError as e:  # what can't be delivered now waits in the outbox for the next start
@@ -361,7 +366,8 @@ class Agent:
             notify_systemd("WATCHDOG=1")
 
     def _counted(self) -> list[AnyRecord]:
-        return [*self._monitor.collect(_now_ms()), *self._mirror.collect(_now_ms())]
+        now = _now_ms()
+        return [*self._monitor.collect(now), *self._mirror.collect(now), *self._application.collect(now)]
 
     def _keep(self, records: Sequence[AnyRecord]) -> None:
         # Positions first: a cut in between skips a window number, and never uses one twice.
@@ -537,7 +543,7 @@ class Agent:
                 for role, at in sorted(self._updater.metadata_expires.items())
             ],
         }
-        return render(values)
+        return render(values) + render_application(self._application.numbers)
 
     # Small state ----------------------------------------------------------------------------------------------------
 

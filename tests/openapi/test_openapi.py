@@ -30,6 +30,7 @@ EXAMPLES = {
     "predict": RECORD,
     "feedback": {"id": "a", "label": "worn"},
     "index": {"ready": True},
+    "metrics": {"name": "parts", "kind": "counter", "value": 1},
 }
 
 

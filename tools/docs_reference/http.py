@@ -57,6 +57,8 @@ AGENT_WORDS = {
     "/v2/models/stats": "The same of every resident model.",
     "/v2/models/{model}[/versions/{version}]/stats": "Requests, rows, latency, errors by code.",
     "/v2/models/{model}/feedback": "What was true: one `{id, label}` or a list of them.",
+    "/v2/lightship/metrics": "The application's own numbers, one or a list: "
+    '`{"name": "parts", "kind": "counter", "value": 1}`; see [docs/device-reports.md](../device-reports.md).',
     "/v2/repository/index": "Every version that is here: in memory (READY) or not, and why. "
     '`{"ready": true}` lists the first.',
     "/v2/repository/models/{model}/load": "Have a version of the store in memory, "

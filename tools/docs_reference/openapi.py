@@ -191,6 +191,19 @@ _SCHEMAS: Final[Json] = {
         ]
     },
     "Label": _object({"id": _TEXT, "label": _LABEL}),
+    "AppSample": _object(
+        {
+            "name": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,63}$"},
+            "kind": {"enum": ["counter", "gauge", "histogram"]},
+        },
+        {
+            "value": {"type": ["number", "null"]},
+            "values": _list({"type": "number"}),
+            "edges": _list({"type": "number"}),
+            "counts": _list({"type": "integer", "minimum": 0}),
+            "sum": {"type": "number"},
+        },
+    ),
     "Counted": _object(
         {
             "counted": _COUNT,
@@ -282,6 +295,11 @@ _OPERATIONS: Final[dict[str, tuple[Json, tuple[str, ...], Json]]] = {
         _answer(_ref("Counted")),
         (*_OF_MODEL, "input", "unknown-prediction"),
         _body(_LABELS),
+    ),
+    "/v2/lightship/metrics": (
+        _answer(_object({"taken": {"type": "integer"}})),
+        ("metric-name", "metric-kind", "metric-value", "metric-full"),
+        _body({"oneOf": [_ref("AppSample"), _list(_ref("AppSample"))]}),
     ),
     "/v2/repository/index": (
         _answer(_list(_ref("Indexed"))),

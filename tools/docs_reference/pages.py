@@ -22,6 +22,7 @@ __all__ = ["ROOT", "render_all"]
 #: Contract modules with structs, in the order in which a reader meets them.
 _CONTRACT = (
     "messages",
+    "app_metrics",
     "assignment",
     "manifest",
     "schema",

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightship_agent.contract.app_metrics import AppSample
+
 from .answers import Answer, Explained, Reason
 
 if TYPE_CHECKING:
     from .aio import AsyncClient
     from .sync import Client
 
-__all__ = ["Answer", "AsyncClient", "Client", "Explained", "Reason"]
+__all__ = ["Answer", "AppSample", "AsyncClient", "Client", "Explained", "Reason"]
 
 
 def __getattr__(name: str) -> Any:

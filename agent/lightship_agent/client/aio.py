@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from lightship_agent.contract.app_metrics import AppSample
 from lightship_agent.contract.codes import LightshipError, LinkError
 
 from .answers import (
@@ -111,6 +112,15 @@ class AsyncClient:
             LinkError: link.unreachable, link.slow, link.status.
         """
         return bool(await self._ask(lambda known: self._wire.feedback(prediction_id, label, known)))
+
+    async def tell(self, *told: AppSample) -> None:
+        """As `Client.tell`.
+
+        Raises:
+            ServingError: serving.metric-name, serving.metric-kind, serving.metric-value, serving.metric-full.
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        await self._call(self._wire.tell(told), time.monotonic() + self._timeout, 0)
 
     async def ready(self) -> bool:
         """Whether the agent answers and serves the model; asked once, without retries."""

@@ -8,7 +8,7 @@ Rules:
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol, cast
 
@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from lightship_agent.contract.app_metrics import AppSample
 from lightship_agent.contract.codes import CODES, LightshipError, LinkError, ServingError, error_of
 
 #: Numbers beyond which binary tensors are worth their header.
@@ -108,6 +109,13 @@ class Wire(Protocol):
     def ready(self, model: str | None) -> Ask:
         """Ask whether a model answers; True, or an error that says why not."""
 
+    def tell(self, told: Sequence[AppSample]) -> Ask:
+        """Tell the application's own numbers; how many were taken.
+
+        Raises:
+            ServingError: serving.not-found where this face takes none.
+        """
+
 
 class HttpWire:
     """The Open Inference Protocol, and records."""
@@ -164,6 +172,11 @@ class HttpWire:
         path = "/v2/health/ready" if model is None else _path(model, "/ready")
         return Ask(b"", _reader(lambda said: bool(said["ready"])), "GET", path)
 
+    def tell(self, told: Sequence[AppSample]) -> Ask:
+        """As `Wire`."""
+        headers = (("content-type", "application/json"),)
+        return Ask(_json(told), _reader(lambda said: int(said["taken"])), "POST", "/v2/lightship/metrics", headers)
+
     def models(self) -> Ask:
         """Ask for the names of the models that are served."""
         return Ask(b"{}", _reader(lambda said: tuple(str(m["name"]) for m in said)), "POST", "/v2/repository/index")
@@ -195,6 +208,11 @@ class FrameWire:
     def explain(self, rows: Any, known: Known, wish: Mapping[str, int]) -> Ask:  # noqa: ARG002 - the protocol's names
         """As `Wire`."""
         message = "Explanations are given over HTTP and the Unix socket: address the agent as http://… or unix:…."
+        raise ServingError("serving.not-found", message)
+
+    def tell(self, told: Sequence[AppSample]) -> Ask:  # noqa: ARG002 - the protocol's names
+        """As `Wire`."""
+        message = "Numbers are told over HTTP and the Unix socket: address the agent as http://… or unix:…."
         raise ServingError("serving.not-found", message)
 
     def ready(self, model: str | None) -> Ask:

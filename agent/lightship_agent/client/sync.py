@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from lightship_agent.contract.app_metrics import AppSample
 from lightship_agent.contract.codes import LightshipError, LinkError, SettingsError
 
 from .answers import (
@@ -122,6 +123,17 @@ class Client:
             LinkError: link.unreachable, link.slow, link.status.
         """
         return bool(self._ask(lambda known: self._wire.feedback(prediction_id, label, known)))
+
+    def tell(self, *told: AppSample) -> None:
+        """Tell the agent numbers of the application's own, all of them or, if one is refused, none; asked once.
+
+        `AppSample(name="parts_made", kind="counter", value=1)`; `lightship_agent.Metrics` gathers them for you.
+
+        Raises:
+            ServingError: serving.metric-name, serving.metric-kind, serving.metric-value, serving.metric-full.
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        self._call(self._wire.tell(told), time.monotonic() + self._timeout, 0)
 
     def ready(self) -> bool:
         """Whether the agent answers and serves the model; asked once, without retries."""

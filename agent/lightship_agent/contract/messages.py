@@ -18,6 +18,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from .app_metrics import MAX_METRICS, AppNumbers, check_finite
 from .codes import WireError
 from .experiment import DIFFERENCE_EDGES, LATENCY_EDGES, MAX_CONFUSED
 from .latency import CELLS
@@ -210,6 +211,22 @@ class Agreement(Record, frozen=True, kw_only=True, tag="agreement"):
             raise WireError("wire.malformed", "Agreement: the counts contradict each other.")
 
 
+class Application(Record, frozen=True, kw_only=True, tag="app"):
+    """The application's own numbers, all of them, since the agent began; sent when something was told."""
+
+    since: Count  # wall ms
+    numbers: AppNumbers
+
+    def __post_init__(self) -> None:
+        """Every number is one.
+
+        Raises:
+            WireError: wire.malformed.
+        """
+        if len(self.numbers) > MAX_METRICS or not check_finite(self.numbers):
+            raise WireError("wire.malformed", "Application: a name or a number can't be stored.")
+
+
 class LabelledRows(Record, frozen=True, kw_only=True, tag="rows"):
     """Rows with labels, shared only where the operator has switched it on."""
 
@@ -220,7 +237,7 @@ class LabelledRows(Record, frozen=True, kw_only=True, tag="rows"):
     y: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_RECORDS)]
 
 
-AnyRecord = Heartbeat | Window | Together | Labels | Fault | Update | Agreement | LabelledRows
+AnyRecord = Heartbeat | Window | Together | Labels | Fault | Update | Agreement | Application | LabelledRows
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):

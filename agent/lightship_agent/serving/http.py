@@ -17,7 +17,7 @@ import math
 import re
 import urllib.parse
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from lightship_agent.contract.app_metrics import MAX_TOLD, AppSample
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.runtime.model import LoadedModel
 
@@ -55,6 +56,10 @@ STATUS: Final[dict[str, int]] = {
     "serving.unknown-prediction": 404,
     "serving.not-allowed": 403,
     "serving.in-use": 409,
+    "serving.metric-name": 400,
+    "serving.metric-kind": 409,
+    "serving.metric-value": 400,
+    "serving.metric-full": 507,
     "serving.no-background": 409,
     "serving.not-found": 404,
     "serving.method": 405,
@@ -109,6 +114,7 @@ class HttpApp:
     metrics: Callable[[], str]
     repository: Repository
     seconds: float = math.inf  # for a prediction, unless the client says another time
+    told: Callable[[Sequence[AppSample]], None] | None = None  # takes the application's own numbers
     _routes: tuple[tuple[re.Pattern[str], str, Handler], ...] = field(init=False, repr=False)
     _light: ThreadPoolExecutor = field(init=False, repr=False)
     _explainer: Explainer = field(init=False, repr=False)
@@ -131,6 +137,7 @@ class HttpApp:
             (model + "/stats", "GET", self._stats),
             (model, "GET", self._model),
             (r"/v2/models/(?P<model>[^/]+)/feedback", "POST", self._feedback),
+            (r"/v2/lightship/metrics", "POST", self._tell),
             (r"/v2/repository/index", "POST", self._index),
             (r"/v2/repository/models/(?P<model>[^/]+)/load", "POST", self._load),
             (r"/v2/repository/models/(?P<model>[^/]+)/unload", "POST", self._unload),
@@ -399,6 +406,24 @@ class HttpApp:
             raise ServingError("serving.too-large", message)
         return await self._aside(self._take_labels, call.model, labels)
 
+    async def _tell(self, call: Call) -> Reply:
+        """Numbers of the application's own: one, or a list that is taken whole or not at all."""
+        listed = call.body.lstrip().startswith(b"[")
+        told = self._parsed(call.body, list[AppSample]) if listed else [self._parsed(call.body, AppSample)]
+        try:
+            await self._aside(self._take_numbers, told)
+        except ServingError as e:
+            self.plane.count_error(e.code)
+            raise
+        return _json({"taken": len(told)})
+
+    def _take_numbers(self, told: list[AppSample]) -> None:
+        if len(told) > MAX_TOLD:
+            raise ServingError("serving.too-large", f"Expected at most {MAX_TOLD} samples, found {len(told)}.")
+        if self.told is None:
+            raise ServingError("serving.not-found", "Nobody keeps an application's numbers here.")
+        self.told(told)
+
     def _take_label(self, model: str, told: _Label) -> Reply:
         counted = self.plane.feedback(model, told.id, _label_text(told.label))
         return _json({"counted": int(counted), "duplicates": int(not counted), "refused": []})
@@ -426,6 +451,7 @@ def create_app(
     metrics: Callable[[], str],
     repository: Repository | None = None,
     seconds: float = math.inf,
+    told: Callable[[Sequence[AppSample]], None] | None = None,
 ) -> HttpApp:
     """The HTTP face of `plane`.
 
@@ -435,8 +461,9 @@ def create_app(
         metrics: the Prometheus text.
         repository: what lists, loads and unloads models; None: of what serves.
         seconds: how long a prediction may take, unless the client says another time.
+        told: takes what an application tells of its own numbers.
     """
-    return HttpApp(plane, status, metrics, repository or Repository.of(plane), seconds)
+    return HttpApp(plane, status, metrics, repository or Repository.of(plane), seconds, told)
 
 
 def _path(url: bytes) -> str:

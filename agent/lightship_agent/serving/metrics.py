@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Final, Literal, NamedTuple
 
+from lightship_agent.contract.app_metrics import AppNumbers
 from lightship_agent.contract.latency import OCTAVES, cumulative
 
 from .slot import ModelStats
@@ -91,6 +93,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("lightship_agent_health_uptime_s", "gauge", "Seconds since the device booted."),
 )
 _PREFIX: Final = "lightship_agent_"
+#: Before the names that the application gives its own numbers.
+APP_PREFIX: Final = "lightship_app_"
 
 
 def render(values: Mapping[str, Iterable[Sample]]) -> str:
@@ -135,6 +139,22 @@ def plane_samples(stats: Iterable[ModelStats], errors: Mapping[str, int]) -> dic
     for code, count in sorted(errors.items()):
         add("errors_total", Sample(count, {"code": code}))
     return found
+
+
+def render_application(numbers: AppNumbers) -> str:
+    """The exposition of the application's own numbers."""
+    lines: list[str] = []
+    for kind, plain in (("counter", numbers.counters), ("gauge", numbers.gauges)):
+        for name, value in sorted(plain.items()):
+            full = f"{APP_PREFIX}{name}{'_total' if kind == 'counter' else ''}"
+            lines += [f"# TYPE {full} {kind}", f"{full} {_number(value)}"]
+    for name, h in sorted(numbers.histograms.items()):
+        full, below = APP_PREFIX + name, list(accumulate(h.counts))
+        lines.append(f"# TYPE {full} histogram")
+        edges = [*map(_number, h.edges), "+Inf"]
+        lines += [f'{full}_bucket{{le="{edge}"}} {n}' for edge, n in zip(edges, below, strict=True)]
+        lines += [f"{full}_sum {_number(h.sum)}", f"{full}_count {below[-1]}"]
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def health_samples(health: Mapping[str, float]) -> dict[str, list[Sample]]:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from lightship.storage.database import Database
 from lightship_agent.contract.codes import SettingsError, WireError
-from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, Window
+from lightship_agent.contract.messages import AnyRecord, Application, Envelope, Heartbeat, Window
 from lightship_agent.contract.wire import decode, encode
 
 from . import direct
@@ -151,6 +151,9 @@ def numbers_of(report: Report) -> dict[str, float]:
             found["failures"] = running.failures
     elif isinstance(record, Window):
         found = {"window.rows": record.rows, "window.invalid": record.invalid}
+    elif isinstance(record, Application):
+        plain = {**record.numbers.counters, **record.numbers.gauges}
+        found = {f"app.{name}": value for name, value in plain.items()}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 

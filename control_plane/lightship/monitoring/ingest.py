@@ -39,6 +39,7 @@ from lightship_agent.contract.messages import (
     BESIDE_STEPS,
     Agreement,
     AnyRecord,
+    Application,
     Envelope,
     Fault,
     Heartbeat,
@@ -184,6 +185,8 @@ def store_record(session: Session, device: Device, epoch: str, record: AnyRecord
             _store_update(session, device, epoch, record)
         case Agreement():
             store_agreement(session, device.id, record)
+        case Application():
+            device.app = {"since": record.since, "at": record.t, **msgspec.to_builtins(record.numbers)}
         case LabelledRows():
             _store_rows(session, device, record, now)
 

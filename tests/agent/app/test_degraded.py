@@ -16,6 +16,7 @@ from tests.agent.link.field import FAR_FUTURE, Field
 from lightship_agent.app import Agent
 from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.codes import TrustError
+from lightship_agent.contract.messages import Application
 from lightship_agent.monitor import health
 from lightship_agent.settings import load_settings
 from lightship_agent.update.clock import FILE as LATEST_TIME
@@ -94,6 +95,35 @@ def test_the_heartbeat_says_how_the_agent_is_beside_the_device(device: Start) ->
         mine = ("queue_depth", "outbox_records", "outbox_dropped", "ring_dropped_rows", "throttled")
         assert [beat.health[name] for name in mine] == [0, 0, 0, 0, 1]
         assert beat.health["agent_uptime_s"] >= 0
+
+
+def test_the_applications_own_numbers_travel_and_are_exposed_and_refusals_change_nothing(device: Start) -> None:
+    with device() as well:
+        told = [
+            {"name": "parts_made", "kind": "counter", "value": 2},
+            {"name": "oven_c", "kind": "gauge", "value": 181.5},
+            {"name": "cycle", "kind": "histogram", "values": [0.4, 3], "edges": [1, 2]},
+        ]
+        assert well.http.post("/v2/lightship/metrics", json=told).json() == {"taken": 3}
+
+        refused = well.http.post("/v2/lightship/metrics", json=[told[0], {**told[1], "kind": "counter"}])
+
+        assert (refused.status_code, refused.json()["code"]) == (409, "serving.metric-kind")
+        unknown = well.http.post("/v2/lightship/metrics", json={**told[0], "label": "x"})
+        assert (unknown.status_code, unknown.json()["code"]) == (400, "serving.malformed")
+        exposed = well.http.get("/metrics").text.splitlines()
+        assert {line for line in exposed if line.startswith("lightship_app_")} == {
+            "lightship_app_parts_made_total 2",
+            "lightship_app_oven_c 181.5",
+            'lightship_app_cycle_bucket{le="1"} 1',
+            'lightship_app_cycle_bucket{le="2"} 1',
+            'lightship_app_cycle_bucket{le="+Inf"} 2',
+            "lightship_app_cycle_sum 3.4",
+            "lightship_app_cycle_count 2",
+        }
+        (sent,) = [r for r in well.agent._counted() if isinstance(r, Application)]
+        assert (sent.numbers.counters, sent.numbers.gauges) == ({"parts_made": 2.0}, {"oven_c": 181.5})
+        assert not [r for r in well.agent._counted() if isinstance(r, Application)]  # nothing new was told
 
 
 def test_without_a_model_it_lives_and_is_unhealthy_until_there_is_one(device: Start) -> None:

@@ -30,8 +30,10 @@ from lightship.storage.models import (
     UpdateStep,
     WindowRow,
 )
+from lightship_agent.contract.app_metrics import AppHistogram, AppNumbers
 from lightship_agent.contract.messages import (
     AnyRecord,
+    Application,
     Heartbeat,
     LabelledRows,
     Labels,
@@ -70,6 +72,25 @@ def test_latencies_and_errors_by_code_are_kept_as_the_device_counted_them(pump: 
         seen = views.device(session.get_one(Device, "pump-1"))
     assert (seen["running"][0]["latencies"], seen["running"][0]["busy_us"]) == ([0, 3, 1], 250)
     assert (seen["errors"], seen["app"]) == (errors, {})
+
+
+def test_the_applications_numbers_are_kept_and_one_that_is_none_is_a_dead_letter(pump: Home) -> None:
+    cycle = AppHistogram(edges=(1.0,), counts=(2, 1), sum=4.5)
+    numbers = AppNumbers(counters={"parts": 2.0}, gauges={"oven": 1.5}, histograms={"cycle": cycle})
+    frame = msgspec.to_builtins(envelope(Heartbeat(s=9, t=1)))
+    none = msgspec.to_builtins(Application(s=2, t=5_001, since=1, numbers=AppNumbers()))
+    too_many = {f"n{i}": 1.0 for i in range(257)}
+
+    bad = ({"gauges": {"oven": math.nan}}, {"gauges": {"Oven!": 1.0}}, {"counters": too_many})
+
+    assert send(pump, envelope(Application(s=1, t=5_000, since=1, numbers=numbers))) == ""
+    codes = [send(pump, pack({**frame, "r": [{**none, "numbers": one}]})) for one in bad]
+
+    assert codes == ["wire.malformed"] * 3
+    with pump.database.read() as session:
+        app = session.get_one(Device, "pump-1").app
+    assert (app["counters"], app["gauges"], app["since"]) == ({"parts": 2.0}, {"oven": 1.5}, 1)
+    assert app["histograms"]["cycle"] == {"edges": [1.0], "counts": [2, 1], "sum": 4.5}
 
 
 def acked(home: Home, device: str = "pump-1") -> str:
