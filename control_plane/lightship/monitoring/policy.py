@@ -68,6 +68,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]  # streams that have alarmed, in order of appearance
     confirmed: bool = False  # it has been critical
     clean: int = 0  # clean evaluations in a row
+    others: int = 0  # windows of other streams that had been judged when it opened
 
 
 class Track(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +77,7 @@ class Track(msgspec.Struct, frozen=True, kw_only=True):
     window: int  # the last one judged
     event: Event | None = None
     spoken_for: int = -1  # windows up to here belong to an event that is closed
+    judged: int = 0  # windows, since it is remembered
 
 
 class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +96,7 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
     tracks: dict[StreamKey, Track] = {}
     quarantined: dict[StreamKey, tuple[str, ...]] = {}  # and the streams it was quarantined for
     fleet: FleetEvent | None = None
+    judged: int = 0  # windows of all streams
 
 
 class OpenAlarm(msgspec.Struct, frozen=True, kw_only=True, tag="open-alarm"):
@@ -194,21 +197,25 @@ def decide(
     """
     actions: list[Action] = []
     tracks, quarantined = _drop_replaced(state, verdicts, now, actions)
+    judged = state.judged
     for key in sorted(verdicts):
         before = tracks.get(key) or Track(window=-1)
         tracks[key], followed = _advance(before, key, verdicts[key], now, settings.recovery)
         actions.extend(followed)
+        judged += tracks[key].judged - before.judged
         if before.event and not tracks[key].event and quarantined.pop(key, None) is not None:
             actions.append(ReleaseQuarantine(key=key, at=now, reason="recovered"))
+    for key in {a.key for a in actions if isinstance(a, OpenAlarm)}:
+        tracks[key] = _opened_beside(tracks[key], judged)
     actions.extend(_roll_back(verdicts, actions, now))
     event = _fleet_event(state.fleet, tracks, fleet, now)
     if settings.quarantine:
-        actions.extend(_quarantine(tracks, quarantined, fleet, event, now))
+        actions.extend(_quarantine(verdicts, tracks, quarantined, fleet, event, judged, now))
     if event and fleet.kind == "fleet":
         excluded = sorted({k.device for k in quarantined})
         event, shared = _fleet_actions(event, tracks, excluded, fleet, model=model, now=now)
         actions.extend(a for a in shared if settings.propose or isinstance(a, FleetAlarm))
-    return PolicyState(tracks=tracks, quarantined=quarantined, fleet=event), tuple(actions)
+    return PolicyState(tracks=tracks, quarantined=quarantined, fleet=event, judged=judged), tuple(actions)
 
 
 def _drop_replaced(
@@ -238,13 +245,13 @@ def _advance(track: Track, key: StreamKey, verdict: Verdict, now: float, recover
     event = track.event
     if alarms:
         event, actions = _alarmed(event, alarms, key, verdict.window, now)
-        return msgspec.structs.replace(track, window=verdict.window, event=event), actions
+        return msgspec.structs.replace(track, window=verdict.window, event=event, judged=track.judged + 1), actions
     if event and max(verdict.tested, default=0) >= event.level_windows:
         event = msgspec.structs.replace(event, clean=event.clean + 1)
         if event.clean >= recovery:
             closed = CloseAlarm(key=key, at=now, reason="recovered")
-            return Track(window=verdict.window, spoken_for=event.last_window), [closed]
-    return msgspec.structs.replace(track, window=verdict.window, event=event), []
+            return Track(window=verdict.window, spoken_for=event.last_window, judged=track.judged + 1), [closed]
+    return msgspec.structs.replace(track, window=verdict.window, event=event, judged=track.judged + 1), []
 
 
 def _alarmed(
@@ -302,13 +309,19 @@ def _fleet_event(
 
 
 def _quarantine(
+    verdicts: Mapping[StreamKey, Verdict],
     tracks: Mapping[StreamKey, Track],
     quarantined: dict[StreamKey, tuple[str, ...]],
     fleet: FleetVerdict,
     event: FleetEvent | None,
+    judged: int,
     now: float,
 ) -> list[Action]:
-    """Set aside confirmed devices that drift on their own; let go of those whom the fleet has followed."""
+    """Set aside confirmed devices that drift on their own; let go of those whom the fleet has followed.
+
+    Devices report at their own pace. One that is ahead shows a changed world first; it is not called sick before the
+    others have been judged as often again as there are others, since its event opened.
+    """
     actions: list[Action] = []
     seen = event.seen if event else {}
     shared = set(event.shared) if event else set()
@@ -318,12 +331,30 @@ def _quarantine(
             if key in seen and not own and shared.issuperset(quarantined[key]) and _followed(track, seen[key]):
                 del quarantined[key]
                 actions.append(ReleaseQuarantine(key=key, at=now, reason="fleet"))
-        elif track.event and track.event.confirmed and not track.event.clean and (own or key not in seen):
-            names = own or track.event.names
+        elif (
+            track.event
+            and track.event.confirmed
+            and not track.event.clean
+            and (own or key not in seen)
+            and judged - track.judged - track.event.others >= len(tracks) - 1
+        ):
+            names = own or _critical(verdicts.get(key), track.event.names)
             quarantined[key] = names
             reason = f"{key.device} drifts on its own in {', '.join(names[:3])}."
             actions.append(Quarantine(key=key, at=now, names=names, reason=reason))
     return actions
+
+
+def _critical(verdict: Verdict | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those in which the device is surely off. What it shows besides, once, need not come to the others too."""
+    found = {a.name for a in verdict.alarms if a.confirmed} if verdict else set()
+    return tuple(n for n in names if n in found) or names
+
+
+def _opened_beside(track: Track, judged: int) -> Track:
+    """With the number of windows that the other streams had when its event opened."""
+    event = track.event and msgspec.structs.replace(track.event, others=judged - track.judged)
+    return msgspec.structs.replace(track, event=event)
 
 
 def _followed(track: Track, seen: int) -> bool:

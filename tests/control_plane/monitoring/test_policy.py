@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -236,6 +237,44 @@ def test_the_first_device_of_a_fleet_drift_is_let_go_when_the_others_follow() ->
     assert desk.state.quarantined == {}
 
 
+def test_a_device_that_is_ahead_of_the_others_is_not_called_sick_before_they_had_their_say() -> None:
+    desk = Desk()
+    ahead = StreamKey("d1", OLD)
+    healthy = everyone(0, alarm="")
+    desk.see(healthy)
+    for w in (1, 2, 3):  # the others have sent nothing since
+        desk.see({**healthy, ahead: verdict(w, alarm="f1", confirmed=w > 1)}, local("d1"))
+    assert desk.count(Quarantine) == 0
+    desk.see(everyone(4), fleet_of("d1", "d2", "d3"))
+    desk.see(everyone(5, confirmed=True), fleet_of("d1", "d2", "d3"))
+    proposal = next(a for a in desk.actions if isinstance(a, ProposeRetrain))
+    assert (proposal.devices, proposal.excluded) == (("d1", "d2", "d3"), ())
+
+
+def test_a_device_that_is_ahead_and_sick_is_set_aside_as_soon_as_the_others_were_looked_at_again() -> None:
+    desk = Desk()
+    sick = StreamKey("d1", OLD)
+    healthy = everyone(0, alarm="")
+    desk.see(healthy)
+    for w in (1, 2, 3):
+        desk.see({**healthy, sick: verdict(w, alarm="f1", confirmed=w > 1)}, local("d1"))
+    still = {**everyone(1, alarm=""), sick: verdict(3, alarm="f1", confirmed=True)}
+    assert desk.see(still, local("d1")) == [Quarantine]
+
+
+def test_a_device_is_set_aside_for_what_is_sure_and_let_go_when_the_fleet_shows_that() -> None:
+    desk = Desk()
+    first = StreamKey("d1", OLD)
+    sure = verdict(1, alarm="f1", confirmed=True)
+    faint = Alarm(name="f4", kind="shift", level_windows=1, first_window=1, confirmed=False)
+    desk.see({**everyone(0, alarm=""), first: verdict(0, alarm="f1")}, local("d1"))
+    both = msgspec.structs.replace(sure, alarms=(*sure.alarms, faint))
+    desk.see({**everyone(1, alarm=""), first: both}, local("d1"))
+    assert desk.state.quarantined == {first: ("f1",)}
+    desk.see(everyone(2), fleet_of("d1", "d2", "d3"))
+    assert desk.state.quarantined == {}
+
+
 def test_members_are_not_quarantined_one_by_one_as_the_fleet_recovers() -> None:
     desk = Desk()
     desk.see(everyone(0), fleet_of("d1", "d2", "d3"))
@@ -293,6 +332,26 @@ def test_rows_in_actions_out_a_stuck_sensor_and_then_a_changed_world() -> None:
     assert desk.count(ReleaseQuarantine) == 0
     assert desk.count(FleetAlarm) == 1
     assert [(a.devices, a.excluded) for a in proposals] == [(("d0", "d1", "d2", "d3"), ("d4",))]
+
+
+def test_devices_that_report_at_their_own_pace_are_not_called_sick_when_the_world_changes() -> None:
+    paces = np.random.default_rng(11).uniform(0.2, 1.0, 5)
+    reports = np.random.default_rng(12).random((60, 5)) < paces
+    streams = [Stream(1_100 + i) for i in range(5)]
+    history: list[list[WindowCounts]] = [[] for _ in streams]
+    desk, drift = Desk(), DriftSettings()
+    verdicts: dict[StreamKey, Verdict] = {}
+    for now, reporting in enumerate(reports):
+        for i, stream in enumerate(streams):
+            rows = stream.draw()
+            if now >= 25:
+                rows += np.array([1.2, 0.8, 0.5, 0.3, 0.2, 0.1], np.float32)  # to every sensor, to each in its measure
+            if reporting[i]:
+                history[i].append(stream.count(rows))
+                verdicts[StreamKey(f"d{i}", OLD)] = judge_stream(stream.profile, history[i], 0, drift)
+        desk.see(dict(verdicts), judge_fleet({k.device: v for k, v in verdicts.items()}, drift))
+    assert [a.excluded for a in desk.actions if isinstance(a, ProposeRetrain)] == [()]
+    assert desk.count(Quarantine) == desk.count(ReleaseQuarantine)
 
 
 # -- taking a version back ----------------------------------------------------------------------------------------
