@@ -58,6 +58,7 @@ OUTSIDE = {
 
 #: Acts that have their own tests of what they write, because they train, migrate or serve: where.
 ELSEWHERE = {
+    "broker check": "tests/control_plane/fleet/test_broker_check.py; it changes no home, and cleans up at the broker",
     "db upgrade": "test_a_migration_is_an_act",
     "ingest": "no act itself; what it stores are devices' reports",
     "init": "test_making_a_home_and_its_credential_anew_are_acts",
