@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterable
 
 from lightship.api import metrics as fleet_metrics
 from lightship.settings import SETTINGS
+from lightship.storage.views import READER, VIEWS
 from lightship_agent import settings as agent_settings
 from lightship_agent.contract import codes, topics
 from lightship_agent.serving import http as agent_http
@@ -42,6 +44,7 @@ def render_all() -> dict[str, str]:
         "settings.md": _settings(),
         "cli.md": _cli(),
         "metrics.md": _metrics(),
+        "views.md": _views(),
         "topics.md": _topics(),
         "errors.md": _errors(),
         "messages.md": _messages(),
@@ -60,6 +63,7 @@ def _index() -> str:
         ("[messages.md](messages.md)", "every struct both sides agree on, field by field"),
         ("[topics.md](topics.md)", "the MQTT topic tree"),
         ("[metrics.md](metrics.md)", "Prometheus metrics of both programs"),
+        ("[views.md](views.md)", "SQL views for dashboards"),
         ("[errors.md](errors.md)", "error codes and exit statuses"),
         ("[audit.md](audit.md)", "every verb of the audit log"),
     )
@@ -135,10 +139,25 @@ def _metrics() -> str:
         "its inference endpoint.",
         section(
             "Control plane",
-            "Aggregates over the fleet, never a series per device.",
+            "Aggregates over the fleet, never a series per device: at most "
+            f"{sum(m.series for m in fleet_metrics.METRICS):,} series, however large the fleet. Sets of labels beyond "
+            f"a metric's bound are told as {code(fleet_metrics.OTHER)}. Gathered at most every "
+            f"{fleet_metrics.CACHE_SECONDS:.0f} s. A *gauge histogram* says how things are spread now "
+            "(`_bucket`, `_gcount`, `_gsum`): `histogram_quantile` of it needs no `rate`.",
             table(("metric", "type", "labels", "meaning"), plane),
         ),
         section("Agent", table(("metric", "type", "meaning"), agent)),
+    )
+
+
+def _views() -> str:
+    sections = (section(code(v.name), v.help, f"```sql\n{textwrap.dedent(v.query).strip()}\n```") for v in VIEWS)
+    return page(
+        "Views",
+        "Read-only views in the fleet's database, for dashboards and people with SQL: the same on SQLite and "
+        "PostgreSQL. Times end in `_ms`: milliseconds since the Unix epoch. No secret is in any. They are made anew by "
+        f"`lightship db upgrade`; on PostgreSQL the role {code(READER)}, if there is one, may read them.",
+        *sections,
     )
 
 

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from lightship.fleet import clones, enrolment, recovery
 from lightship.fleet.broker import BrokerInfo
 from lightship.home import Home
-from lightship.monitoring import ingest
+from lightship.monitoring import ingest, tallies
 from lightship.storage.audit import coming_from, now_ms
 from lightship.storage.models import AssignmentRow, Device
 from lightship_agent.contract.codes import EnrolError, LightshipError, StorageError, WireError
@@ -178,6 +178,7 @@ class DeviceApi:
         device = self._device(request)
         with self._home.database.write() as session:
             receipt = ingest.receive(session, device.id, "tele", packed, now_ms())
+            tallies.add(session, tallies.counted(session), now_ms())
             headers = _acked(ingest.acknowledgements(session, device.id))
         missing = receipt.gap.ranges if receipt.gap is not None else ()
         return JSONResponse({"code": receipt.code, "missing": missing}, status_code=202, headers=headers)

@@ -161,6 +161,8 @@ def _add_audit(app: FastAPI, home: Home) -> None:
 
 
 def _add_health(app: FastAPI, home: Home) -> None:
+    exposition = metrics.Exposition(home)
+
     @app.get("/healthz")
     @does(Verb.OPEN)
     def healthz() -> PlainTextResponse:
@@ -173,7 +175,7 @@ def _add_health(app: FastAPI, home: Home) -> None:
     @does(Verb.FLEET_READ)
     def prometheus() -> Response:
         """Prometheus exposition."""
-        return Response(metrics.render(home), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(exposition.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/openapi.json")
     @does(Verb.FLEET_READ)

@@ -22,6 +22,7 @@ from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, St
 from lightship_agent.contract.wire import decode, encode
 
 from . import direct
+from .batch_tallies import BatchTally, Served
 from .cursors import Cursor
 from .faults import end_faults, says_of_data
 from .ingest import FUTURE_MS, Gap, Incoming, Receipt, Understood, bury, device_facts, store_exposures, store_record
@@ -46,8 +47,9 @@ class _Epoch:
 class _Known:
     """What is needed of a device."""
 
-    def __init__(self, tenant: str, state: str, boot: int, last_seen: int) -> None:
+    def __init__(self, tenant: str, group: str, state: str, boot: int, last_seen: int) -> None:
         self.tenant = tenant
+        self.group = group
         self.state = state
         self.boot = boot
         self.last_seen = last_seen
@@ -66,7 +68,8 @@ class Batch:
         self._seen: set[str] = set()
         self._beats: dict[str, Heartbeat] = {}  # the newest
         self._states: dict[str, State] = {}
-        self._open: dict[str, dict[_Span, tuple[int, int]]] = {}  # what each open span has served
+        self._open: dict[str, dict[_Span, Served]] = {}  # by device, what each open span has served
+        self._tally = BatchTally()
         self._grown: set[tuple[str, _Span]] = set()
 
     def store(self, messages: Sequence[Understood]) -> list[Receipt]:
@@ -79,13 +82,15 @@ class Batch:
                 for (m, _), r in zip(messages, said, strict=True)]  # fmt: skip
 
     def _load(self, names: set[str]) -> None:
-        for name, tenant, state, boot, last_seen in direct.of(self._session, direct.DEVICES, names):
-            self._devices[name] = _Known(tenant, state, boot, last_seen)
+        for name, *known in direct.of(self._session, direct.DEVICES, names):
+            self._devices[name] = _Known(*known)
         for device, epoch, next_seq, lost, ahead, beat in direct.of(self._session, direct.EPOCHS, self._devices):
             spans = [(first, last) for first, last in direct.from_json(ahead)] if ahead != "[]" else []
             self._epochs[device, epoch] = _Epoch(Cursor(next_seq, lost, spans), beat, stored=True)
-        for device, digest, began, requests, failures in direct.of(self._session, direct.OPEN_SPANS, self._devices):
-            self._open.setdefault(device, {})[digest, began] = (requests, failures)
+        for device, digest, began, *served in direct.of(self._session, direct.OPEN_SPANS, self._devices):
+            rows, failures, busy_us, cells = served
+            latencies = tuple(direct.from_json(cells)) if cells != "[]" else ()
+            self._open.setdefault(device, {})[digest, began] = Served(rows, failures, busy_us, latencies)
 
     def _one(self, message: Incoming, said: State | Envelope | WireError) -> Receipt:
         device = self._devices.get(message.device)
@@ -98,6 +103,7 @@ class Batch:
             return bury(self._session, message, self._now, error)
         if isinstance(said, WireError):
             return bury(self._session, message, self._now, said)
+        self._tally.messages[message.kind] += 1
         if isinstance(said, State):
             # A will that was written before the present boot says nothing about it.
             if said.n >= device.boot:
@@ -130,7 +136,9 @@ class Batch:
             self._release(key, cursor.next_seq)
         for record in envelope.r:
             if not cursor.take(record.s):
+                self._tally.duplicates += 1
                 continue
+            self._tally.records[type(record)] += 1
             if isinstance(record, Heartbeat):
                 if record.s > epoch.beat:
                     epoch.beat = record.s
@@ -141,7 +149,9 @@ class Batch:
                 self._hold(key, record)
             if cursor.next_seq > record.s + 1:
                 self._release(key, cursor.next_seq)
-        return self._gap(device, envelope.e)
+        gap = self._gap(device, envelope.e)
+        self._tally.gaps += gap is not None
+        return gap
 
     def _gap(self, device: str, epoch: str) -> Gap | None:
         missing = self._epochs[device, epoch].cursor.missing()
@@ -169,15 +179,19 @@ class Batch:
         spans = self._open.setdefault(device, {})
         if {(r.digest, r.since) for r in beat.running} == spans.keys():
             for r in beat.running:
-                if spans[r.digest, r.since] != (r.requests, r.failures):
-                    spans[r.digest, r.since] = (r.requests, r.failures)
+                before, now = spans[r.digest, r.since], Served.of(r)
+                if before != now:
+                    self._tally.served(self._devices[device].group, r, before)
+                    spans[r.digest, r.since] = now
                     self._grown.add((device, (r.digest, r.since)))
             return
         # A model has begun or ended to serve, which is seldom.
+        for r in beat.running:
+            self._tally.served(self._devices[device].group, r, spans.get((r.digest, r.since), Served()))
         self._write_grown()
         store_exposures(self._session, device, beat.running, beat.t)
         self._session.flush()
-        self._open[device] = {(r.digest, r.since): (r.requests, r.failures) for r in beat.running}
+        self._open[device] = {(r.digest, r.since): Served.of(r) for r in beat.running}
 
     def _write(self) -> None:
         end_faults(self._session, [d for d, b in self._beats.items() if not says_of_data(b.degraded)], self._now)
@@ -191,6 +205,7 @@ class Batch:
         direct.run(self._session, direct.SEEN, others)
         direct.run(self._session, direct.STATE, states)
         self._write_epochs()
+        self._tally.write(self._session)
         # Rows that were read as objects before are no longer what the database holds.
         self._session.expire_all()
 
@@ -207,7 +222,11 @@ class Batch:
         direct.run(self._session, direct.MOVED, moved)
 
     def _write_grown(self) -> None:
-        rows = [(*self._open[device][span], device, *span) for device, span in self._grown]
+        rows = [
+            (rows, failures, busy_us, direct.as_json(latencies), device, *span)
+            for device, span in self._grown
+            for rows, failures, busy_us, latencies in (self._open[device][span],)
+        ]
         self._grown.clear()
         direct.run(self._session, direct.GROWN, rows)
 

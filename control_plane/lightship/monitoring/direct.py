@@ -19,10 +19,11 @@ from sqlalchemy.orm import Session
 MOST_NAMES: Final = 10_000
 
 ACTIVE: Final = "SELECT id, tenant FROM devices WHERE state = 'active' AND id IN ({})"
-DEVICES: Final = "SELECT id, tenant, state, boot, last_seen FROM devices WHERE id IN ({})"
+DEVICES: Final = 'SELECT id, tenant, "group", state, boot, last_seen FROM devices WHERE id IN ({})'
 EPOCHS: Final = "SELECT device, epoch, next_seq, lost, ahead, beat FROM device_epochs WHERE device IN ({})"
 OPEN_SPANS: Final = (
-    "SELECT device, digest, began_at, requests, failures FROM exposures WHERE ended_at IS NULL AND device IN ({})"
+    "SELECT device, digest, began_at, requests, failures, busy_us, latencies FROM exposures "
+    "WHERE ended_at IS NULL AND device IN ({})"
 )
 #: What a heartbeat sets: columns of JSON, and the others.
 JSON_FACTS: Final = ("running", "health", "degraded", "errors")
@@ -40,7 +41,10 @@ _SET: Final = ", ".join(f"{name} = ?" for name in (*JSON_FACTS, *PLAIN_FACTS))
 BEAT: Final = f"UPDATE devices SET {_SET}, last_seen = ? WHERE id = ?"  # noqa: S608 - names of ours
 SEEN: Final = "UPDATE devices SET last_seen = ? WHERE id = ?"
 STATE: Final = "UPDATE devices SET boot = ?, online = ? WHERE id = ?"
-GROWN: Final = "UPDATE exposures SET requests = ?, failures = ? WHERE device = ? AND digest = ? AND began_at = ?"
+GROWN: Final = (
+    "UPDATE exposures SET requests = ?, failures = ?, busy_us = ?, latencies = ? "
+    "WHERE device = ? AND digest = ? AND began_at = ?"
+)
 MOVED: Final = (
     "UPDATE device_epochs SET next_seq = ?, lost = ?, ahead = ?, beat = ?, updated_at = ? "
     "WHERE device = ? AND epoch = ?"

@@ -53,6 +53,7 @@ from lightship_agent.contract.messages import (
 )
 from lightship_agent.contract.wire import decode, unpack
 
+from . import tallies
 from .agreement import store_agreement
 from .cursors import Span
 from .faults import note_fault
@@ -136,10 +137,12 @@ def store_all(session: Session, messages: Sequence[Understood], now: int) -> lis
     """Store what was understood, in its order, and bury the rest. All of a message is stored, or nothing of it."""
     from .batch import Batch
 
+    counted = dict(tallies.counted(session))
     try:
         with session.begin_nested():
             return Batch(session, now).store(messages)
     except _ITS_FAULT as e:
+        session.info[tallies.KEY] = counted  # what was taken back was not done
         # Well-formed, and yet more than a column can hold: which message it was, is found by taking them one by one.
         if len(messages) > 1:
             return [store_all(session, [one], now)[0] for one in messages]
@@ -228,6 +231,7 @@ def store_exposures(session: Session, device: str, running: tuple[Running, ...],
                 session.add(span)
             span.ended_at = None
         span.requests, span.failures = r.requests, r.failures
+        span.busy_us, span.latencies = r.busy_us, list(r.latencies)
     for (_, began), span in open_spans.items():
         successor = min((r.since for r in running if r.model == span.model), default=at)
         span.ended_at = max(began, successor)
@@ -250,6 +254,10 @@ def _store_labels(session: Session, device: Device, labels: Labels) -> None:
         row = PendingLabels(device=device.id, digest=labels.digest, w=labels.w, labelled=0, errors=0, more=b"")
         session.add(row)
     add_labels(row, labels)
+    version = getattr(row, "version", None) or device.running_version
+    of = {"model": labels.model, "version": version}
+    tallies.count(session, labels.labelled, "lightship_labelled_rows_total", **of)
+    tallies.count(session, min(labels.errors, labels.labelled), "lightship_label_errors_total", **of)
 
 
 def _store_update(session: Session, device: Device, epoch: str, update: Update) -> None:
@@ -280,6 +288,7 @@ def _store_rows(session: Session, device: Device, shared: LabelledRows, now: int
 
 def bury(session: Session, message: Incoming, now: int, e: WireError) -> Receipt:
     """Keep what can't be understood, for inspection."""
+    tallies.count(session, 1, "lightship_ingest_dead_total", code=e.code)
     session.add(
         DeadLetter(
             id=secrets.token_hex(8),

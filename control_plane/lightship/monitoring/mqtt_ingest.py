@@ -35,7 +35,7 @@ from lightship_agent.contract.codes import LightshipError
 from lightship_agent.contract.messages import Command
 from lightship_agent.contract.wire import encode
 
-from . import ingest
+from . import ingest, tallies
 from .cursors import Cursor, Span
 from .history import History, remember
 from .mqtt_client import IngestClient, Message
@@ -100,6 +100,7 @@ class IngestWorker:
         self._stop = threading.Event()
         self.connected = threading.Event()
         self.counts: Counter[str] = Counter()
+        self._tallies = tallies.Tallies(database, client_id if listening else "")
         self._gaps: dict[str, _Waiting] = {}  # by device
         self._asked: dict[str, float] = {}  # monotonic seconds, by device
         self._client = self._make_client(tls, client_id)
@@ -161,10 +162,13 @@ class IngestWorker:
                 if self._is_full() or now - flushed > BATCH_SECONDS:
                     self._flush()
                     flushed = now
+                if self.connected.is_set():
+                    self._tallies.flush()
                 if self._gaps and now - asked > GAP_SECONDS / 4:
                     self._ask(now)
                     asked = now
             self._flush()
+            self._tallies.flush(now=True)
         finally:
             self._batch = []
             self._client.disconnect()
@@ -207,6 +211,7 @@ class IngestWorker:
             self.counts["remembered"] += remember(self._database, self._history, understood, now)
         with self._database.write() as session:
             receipts = ingest.store_all(session, understood, now)
+        self._tallies.take(tallies.counted(session))
         self._client.acknowledge([m.mid for generation, m in batch if generation == self._generation])
         for (incoming, _), receipt in zip(understood, receipts, strict=True):
             self.counts["dead" if receipt.code else "stored"] += 1
@@ -236,6 +241,7 @@ class IngestWorker:
                 continue
             self._asked[device] = now
             self.counts["asked-again"] += 1
+            self._tallies.take({tallies.key("lightship_ingest_resend_requests_total"): 1})
             command = Command(
                 id=f"resend-{expires}", expires=expires, e=gap.epoch, first=missing[0][0], ranges=tuple(missing)
             )

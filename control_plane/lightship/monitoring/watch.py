@@ -29,6 +29,7 @@ from lightship_agent.contract.profile import WindowCounts, empty_counts, only_fi
 
 from . import memory as memories
 from . import policy as p
+from . import tallies
 from .drift import shift_table, watch_stream
 from .drift_settings import DriftSettings
 from .fleet import judge_fleet
@@ -36,6 +37,7 @@ from .memory import Memory
 from .performance import Labelled
 from .stored import content
 from .verdict import Verdict
+from .window_tallies import tally_window, told_apart
 
 log = logging.getLogger(__name__)
 ACTOR = "lightship:monitoring"
@@ -64,6 +66,7 @@ class Judged:
     verdict: Verdict
     shift: float  # the largest debiased PSI of a feature in this window alone
     memory: Memory  # of the stream, with this window in it
+    psi: Mapping[str, float]  # of the features that the counters tell apart
 
 
 def watch_model(database: Database, watch: Watch, model: str) -> int:
@@ -126,6 +129,7 @@ def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]
         row = PolicyRow(model=model, state=b"")
         session.add(row)
     row.state = msgspec.msgpack.encode(state)
+    tallies.add(session, tallies.counted(session), now)
 
 
 def window_counts(row: WindowRow) -> WindowCounts:
@@ -160,8 +164,10 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
         told = [label for label in labels if label.window <= w]
         verdict, memory = watch_stream(bundle.profile, recent, first, watch.drift, memory, key, importances, told)
         table = shift_table(bundle.profile, counts[w], watch.drift, importances)
-        features = [s.psi for s in table if s.kind == "feature" and np.isfinite(s.psi)]
-        yield Judged(device.id, device.running_digest, w, verdict, float(max(features, default=0.0)), memory)
+        features = {s.name: s.psi for s in table if s.kind == "feature" and np.isfinite(s.psi)}
+        largest = float(max(features.values(), default=0.0))
+        psi = told_apart(features, importances)
+        yield Judged(device.id, device.running_digest, w, verdict, largest, memory, psi)
 
 
 def _labels(session: Session, device: Device) -> list[Labelled]:
@@ -194,6 +200,7 @@ def _remember(session: Session, device: Device | None, judged: Judged) -> None:
     row = session.get(WindowRow, (judged.device, judged.digest, judged.w))
     if row is not None:
         row.judged, row.level, row.shift = True, judged.verdict.level, judged.shift
+        tally_window(session, row, device.group if device is not None else "", judged.psi)
     if device is not None:
         device.verdict = {"digest": judged.digest, "verdict": msgspec.to_builtins(judged.verdict)}
         device.drift_level = judged.verdict.level

@@ -438,6 +438,8 @@ class Exposure(Base):
     version: Mapped[int]
     requests: Mapped[int] = mapped_column(default=0)
     failures: Mapped[int] = mapped_column(default=0)
+    busy_us: Mapped[int] = mapped_column(default=0)  # spent in them
+    latencies: Mapped[list[Any]] = mapped_column(default=list)  # of them, by cell; contract.latency
 
 
 class UpdateStep(Base):
@@ -519,3 +521,22 @@ class Lease(Base):
     holder: Mapped[str]
     epoch: Mapped[int]
     expires_at: Mapped[int]
+
+
+class Tally(Base):
+    """A number that only grows, under its metric's name and labels, whoever of several processes counted."""
+
+    __tablename__ = "tallies"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    labels: Mapped[str] = mapped_column(primary_key=True)  # canonical JSON
+    value: Mapped[float]
+    first_at: Mapped[int]
+    updated_at: Mapped[int]
+
+
+class IngestBeat(Base):
+    """That an ingest worker is connected and at work."""
+
+    __tablename__ = "ingest_beats"
+    worker: Mapped[str] = mapped_column(String(64), primary_key=True)
+    at: Mapped[int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from tests.control_plane.things import Served, enrolled, envelope, heartbeat, se
 
 import lightship_agent.link.mqtt
 import lightship_agent.link.sender
+from lightship.api import metrics
 from lightship.fleet.broker import RunningBroker, control_plane_context, start_broker
 from lightship.home import Home
 from lightship.integrations import mosquitto
@@ -101,6 +103,23 @@ def test_a_report_that_is_published_is_stored(site: Site) -> None:
         site.send(pack(envelope(heartbeat(2))), kind="event")
         until(lambda: acked(site.home)[1] == 2)
         assert worker.counts == {"stored": 2}
+
+
+def test_a_worker_says_that_it_is_at_work_and_what_it_counted_outlives_it(site: Site) -> None:
+    for n in (1, 2):
+        with site.worker():
+            site.send(pack(envelope(heartbeat(n))), pack(envelope(heartbeat(n))))
+            until(lambda n=n: acked(site.home)[1] == n)
+
+    said = metrics.render(site.home).decode()
+
+    assert 'lightship_ingest_messages_total{kind="tele"} 4.0' in said
+    assert 'lightship_ingest_records_total{kind="heartbeat"} 2.0' in said
+    assert "lightship_ingest_duplicates_total 2.0" in said
+    (seen,) = re.findall(
+        r'^lightship_ingest_worker_seen_timestamp_seconds\{worker="lightship-ingest-0"\} (\S+)$', said, re.M
+    )
+    assert time.time() - float(seen) < 60
 
 
 def test_poison_is_buried_and_the_worker_lives_on(site: Site) -> None:

@@ -11,10 +11,12 @@ from sqlalchemy import select
 from tests.agent.conftest import answers
 from tests.control_plane.things import add_device, register, reports_running
 
+from lightship.api import metrics
 from lightship.home import Home
 from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.policy import PolicySettings
 from lightship.monitoring.watch import Watch, watch_model
+from lightship.monitoring.window_tallies import MOST_FEATURES, OTHERS, told_apart
 from lightship.registry.bundles import BundleCache
 from lightship.storage.models import Alarm, Device, ModelVersion, PolicyRow, WindowRow
 from lightship_agent.contract.bundle import read_bundle
@@ -89,6 +91,33 @@ def test_each_window_is_judged_once_and_the_verdict_is_plain_json(fleet: Home) -
         verdict = device(fleet, name).verdict
         assert verdict["digest"] == version_of(fleet).digest
         json.dumps(verdict, allow_nan=False)
+
+
+def test_a_judged_window_is_counted_once_with_the_shift_of_its_features(fleet: Home) -> None:
+    window(fleet, "pump-1", 0, shift=3.0, invalid=7)
+    window(fleet, "pump-2", 0)
+    judge(fleet)
+    judge(fleet)
+
+    said = metrics.render(fleet).decode()
+
+    of = 'model="pump",version="1"'
+    assert f"lightship_watched_rows_total{{{of}}} {2 * ROWS}.0" in said
+    assert f"lightship_refused_rows_total{{{of}}} 7.0" in said
+    assert f'lightship_drift_psi_count{{feature="current",{of}}} 2.0' in said
+    assert f'lightship_drift_psi_bucket{{feature="current",le="1.0",{of}}} 1.0' in said  # the other is far beyond
+    windows = [line for line in said.splitlines() if line.startswith("lightship_judged_windows_total{")]
+    assert sum(float(line.rsplit(" ", 1)[1]) for line in windows) == 2
+
+
+def test_of_many_features_the_most_important_ones_are_told_apart() -> None:
+    psi = {f"x{i:03}": i / 100 for i in range(100)}
+
+    found = told_apart(psi, {"x099": 1.0, "x050": 0.5})
+
+    assert len(found) == MOST_FEATURES + 1
+    assert list(found)[:3] == ["x099", "x050", "x000"]
+    assert found[OTHERS] == psi["x098"]
 
 
 def test_with_nothing_new_nothing_is_written(fleet: Home) -> None:
