@@ -107,7 +107,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         if not self._rest and nbytes >= LENGTH.size and nbytes == LENGTH.size + LENGTH.unpack_from(_SCRATCH)[0]:
             # One frame and nothing else, as nearly always; and nobody else's to answer it with, as often.
             frame = bytes(_VIEW[LENGTH.size : nbytes])
-            if not self._unanswered and len(self._server.connections) == 1 and self._answer_alone(frame):
+            if not self._unanswered and self._server.is_alone(self) and self._answer_alone(frame):
                 return
             self._queue_up(frame)
         else:
@@ -209,7 +209,7 @@ class FrameConnection(asyncio.BufferedProtocol):
 
     def _answer_hot(self, model: Any, asked: list[Any]) -> None:
         server = self._server
-        if len(server.connections) > 1:
+        if not server.is_alone(self):
             self._unanswered = len(asked)
             for one in asked:
                 server.together(self, model, one)

@@ -287,7 +287,7 @@ class Connection(asyncio.BufferedProtocol):
         waited = self._loop.time() - request.begun > _LONG
         hot = None if waited else face.hot(request)
         if hot is not None:
-            if len(self._server.connections) > 1:
+            if not self._server.is_alone(self):
                 self._busy = True
                 self._server.together(self, *hot)
                 return

@@ -204,3 +204,20 @@ def test_whoever_waits_for_an_answer_that_fails_as_nobody_foresaw_gets_one_all_t
         assert [reply.body for reply in told] == [b"serving.runtime"] * 2
 
     asyncio.run(story())
+
+
+def test_who_asks_alone_is_not_kept_waiting_for_those_who_are_only_connected() -> None:
+    async def story() -> None:
+        server = HttpLine(Limits()).server
+        busy, silent = HttpLine(Limits()).connection, HttpLine(Limits()).connection
+        server.opened(busy)
+        assert not server.is_alone(busy), "whoever else is there might ask too"
+        found = [server.is_alone(busy) for _ in range(20)]
+        assert found == [False] * 15 + [True] * 5
+        assert not server.is_alone(silent), "it asks now"
+        assert not server.is_alone(busy)
+        server.closed(busy)
+        assert server.is_alone(silent), "nobody else is left"
+        server.abort()
+
+    asyncio.run(story())
