@@ -81,9 +81,10 @@ class Tally:
         """
         seen: Floats = rows if self._projector is None else self._projector.of(rows)
         self._rows += len(seen)
-        found = self._binner.count(seen)
+        columns = np.ascontiguousarray(seen.T)
+        found = self._binner.count_columns(columns)
         self._counts += found
-        self._range.count(seen, found)
+        self._range.count(columns, found)
         self._outputs.count(labels, tops)
         if self._joint is not None:
             self._joint.count(seen)
@@ -205,24 +206,26 @@ class _Range:
         ends = np.cumsum([f.cells for f in features])
         self._under = ends - [f.cells for f in features]
         self._over = ends - 2
-        self._low = np.array([f.low for f in features], dtype=np.float32)
-        self._high = np.array([f.high for f in features], dtype=np.float32)
+        self._low = np.array([[f.low] for f in features], dtype=np.float32)
+        self._high = np.array([[f.high] for f in features], dtype=np.float32)
         self._lowest = np.full(len(features), np.nan, dtype=np.float32)
         self._highest = self._lowest.copy()
         self._exponents = np.zeros(len(features), dtype=np.int64)
         self._beyond = np.zeros(len(features), dtype=np.int64)
 
-    def count(self, rows: Floats, cells: Ints) -> None:
-        if not len(rows):
+    def count(self, columns: Floats, cells: Ints) -> None:
+        """Count rows that lie feature by feature, which fell into these cells."""
+        if not columns.size:
             return
-        self._lowest = np.fmin(self._lowest, np.fmin.reduce(rows))
-        self._highest = np.fmax(self._highest, np.fmax.reduce(rows))
+        self._lowest = np.fmin(self._lowest, np.fmin.reduce(columns, axis=1))
+        self._highest = np.fmax(self._highest, np.fmax.reduce(columns, axis=1))
         beyond = cells[self._under] + cells[self._over]
         self._beyond += beyond
-        for j in np.flatnonzero(beyond):
-            column = rows[:, j]
-            outside = column[(column < self._low[j]) | (column > self._high[j])]
-            self._exponents[j] += int(np.frexp(outside)[1].sum(dtype=np.int64))
+        if beyond.any():
+            outside = np.less(columns, self._low)
+            outside |= columns > self._high
+            features = np.nonzero(outside)[0]
+            np.add.at(self._exponents, features, np.frexp(columns[outside])[1])
 
     def state(self) -> list[npt.NDArray[Any]]:
         return [self._lowest, self._highest, self._exponents, self._beyond]
