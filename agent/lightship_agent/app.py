@@ -115,6 +115,7 @@ class Agent:
         self._plane = DataPlane(
             self._monitor.observe,
             observe_row=self._monitor.observe_row,
+            observe_rows=self._monitor.observe_rows,
             feedback=self._monitor.feedback,
             refused=self._monitor.refused,
         )

@@ -25,7 +25,7 @@ from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.messages import MAX_RECORDS, LabelledRows, Labels
 
 from .residuals import ResidualMeter, Residuals
-from .ring import Request
+from .ring import Requests
 
 _MAX_LABEL = 64  # characters, the bound of a shared label in the contract
 
@@ -100,12 +100,13 @@ class PredictionLedger:
         """
         whole = len(said) + first if total is None else total
         numbers = np.asarray(said, dtype=np.float64)
-        self.remember_all(key, [Request(request_id, -first, whole)], np.asarray(windows), numbers, rows)
+        request = Requests([request_id], np.array([-first], dtype=np.int64), np.array([whole], dtype=np.int64))
+        self.remember_all(key, request, np.asarray(windows), numbers, rows)
 
     def remember_all(
         self,
         key: StreamKey,
-        requests: Sequence[Request],
+        requests: Requests,
         windows: npt.NDArray[np.int64],
         said: npt.NDArray[np.float64],
         rows: npt.NDArray[np.float32] | None = None,
@@ -222,17 +223,17 @@ class _Ids:
         self._rows = np.full(capacity, 0, dtype=np.int32)  # 0: nothing here yet
         self._streams = np.full(capacity, 0, dtype=np.int32)
 
-    def add(self, requests: Sequence[Request], first_row: int, stream: int) -> None:
+    def add(self, requests: Requests, first_row: int, stream: int) -> None:
         """Requests whose rows begin at `first_row`."""
-        requests = requests[-self._capacity :]
-        at = np.arange(self._head, self._head + len(requests)) % self._capacity
-        firsts = np.array([r.first for r in requests], dtype=np.int64)
-        self._hashes[at] = [hash(r.id) for r in requests]
+        newest = slice(-self._capacity, None)
+        ids, firsts = requests.ids[newest], requests.firsts[newest]
+        at = np.arange(self._head, self._head + len(ids)) % self._capacity
+        self._hashes[at] = np.fromiter(map(hash, ids), np.int64, len(ids))
         self._starts[at] = first_row + firsts
         self._missing[at] = np.maximum(0, -firsts)
-        self._rows[at] = [r.rows for r in requests]
+        self._rows[at] = requests.rows[newest]
         self._streams[at] = stream
-        self._head += len(requests)
+        self._head += len(ids)
 
     def find(self, request_id: str, oldest: int) -> _Place | None:
         """The newest request of that id, if all that was kept of it is at `oldest` or after it."""

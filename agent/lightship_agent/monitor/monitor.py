@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -130,6 +130,19 @@ class Monitor:
         stream = self._streams.get(model.digest) or self._begin(model)
         self._serving[model.name] = stream
         stream.ring.push_row(row, label, top, request_id)
+
+    def observe_rows(
+        self,
+        model: LoadedModel,
+        rows: npt.NDArray[np.float32],
+        labels: Sequence[int],
+        tops: Sequence[float],
+        request_ids: Sequence[str],
+    ) -> None:
+        """Note rows, float32 `[n, width]`, each asked for alone and answered together; n of the rest, as above."""
+        stream = self._streams.get(model.digest) or self._begin(model)
+        self._serving[model.name] = stream
+        stream.ring.push_rows(rows, labels, tops, request_ids)
 
     def refused(self, model: LoadedModel, rows: int, data: object = None) -> None:
         """Note rows the schema refused.

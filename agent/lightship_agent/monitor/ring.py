@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +21,19 @@ NO_CLASS: Final = -1  # the label of a regressor's row
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Where a request's rows are in a drained block.
+class Requests:
+    """Where requests' rows are in a block, oldest first: three columns, and not an object for each.
 
-    Row i of the request is at `first + i`; rows before the block's start (negative) were overwritten.
+    Row i of request k is at `firsts[k] + i`; rows before the block's start (negative) were overwritten.
     """
 
-    id: str
-    first: int
-    rows: int
+    ids: Sequence[str]
+    firsts: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """The number of requests."""
+        return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Block:
     rows: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     top_scores: npt.NDArray[np.float32]
-    requests: tuple[Request, ...]
+    requests: Requests
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -95,6 +100,17 @@ class RowRing:
         with self._push_lock:
             self._active.put_row(row, label, top_score, request_id)
 
+    def push_rows(
+        self,
+        rows: npt.NDArray[np.float32],
+        labels: Sequence[int],
+        top_scores: Sequence[float],
+        request_ids: Sequence[str],
+    ) -> None:
+        """Copy rows, float32 `[n, width]`, each of a request of its own; the rest as `push_row`, n of each."""
+        with self._push_lock:
+            self._active.put_rows(rows, labels, top_scores, request_ids)
+
     def drain(self) -> Block:
         """Everything pushed since the last drain and not overwritten, as copies."""
         with self._drain_lock:
@@ -117,8 +133,10 @@ class _Buffer:
         self.labels = np.full(capacity, 0, dtype=np.int64)
         self.tops = np.full(capacity, 0, dtype=np.float32)
         self.head = 0
-        # Each request has a row or more, so no more than `capacity` of them can still have one here.
-        self.requests: deque[tuple[int, int, str]] = deque(maxlen=capacity)
+        #: Of each row the id of its request; None of a request with more rows, which is among `several`.
+        self.ids: list[str | None] = [None] * capacity
+        # Each has a row or more, so no more than `capacity` of them can still have one here.
+        self.several: deque[tuple[int, int, str]] = deque(maxlen=capacity)
 
     @property
     def dropped(self) -> int:
@@ -129,8 +147,23 @@ class _Buffer:
         self.rows[at] = row
         self.labels[at] = label
         self.tops[at] = top
-        self.requests.append((self.head, 1, request_id))
+        self.ids[at] = request_id
         self.head += 1
+
+    def put_rows(
+        self, rows: npt.NDArray[np.float32], labels: Sequence[int], tops: Sequence[float], request_ids: Sequence[str]
+    ) -> None:
+        at = self.head % self.capacity
+        end = at + len(rows)
+        if end > self.capacity:
+            for one in zip(rows, labels, tops, request_ids, strict=True):
+                self.put_row(*one)
+            return
+        self.rows[at:end] = rows
+        self.labels[at:end] = labels
+        self.tops[at:end] = tops
+        self.ids[at:end] = request_ids
+        self.head += len(rows)
 
     def put_one(
         self,
@@ -143,7 +176,7 @@ class _Buffer:
         self.rows[at] = row[0]
         self.labels[at] = label
         self.tops[at : at + 1] = top  # a number, or an array of one
-        self.requests.append((self.head, 1, request_id))
+        self.ids[at] = request_id
         self.head += 1
 
     def put_many(
@@ -154,20 +187,34 @@ class _Buffer:
         request_id: str,
     ) -> None:
         n = len(rows)
+        if not n:
+            return
         skip = max(0, n - self.capacity)
         at = np.arange(self.head + skip, self.head + n) % self.capacity
         self.rows[at] = rows[skip:]
         self.labels[at] = NO_CLASS if labels is None else labels[skip:]
         self.tops[at] = np.nan if tops is None else np.broadcast_to(tops, (n,))[skip:]
-        self.requests.append((self.head, n, request_id))
+        for place in at.tolist():
+            self.ids[place] = None
+        self.several.append((self.head, n, request_id))
         self.head += n
 
     def copy_out(self) -> Block:
         start = self.dropped
         at = np.arange(start, self.head) % self.capacity
-        requests = tuple(Request(i, first - start, n) for first, n, i in self.requests if first + n > start)
-        return Block(self.rows[at], self.labels[at], self.tops[at], requests)
+        return Block(self.rows[at], self.labels[at], self.tops[at], self._requests(start))
+
+    def _requests(self, start: int) -> Requests:
+        oldest = start % self.capacity
+        ids = self.ids[oldest:] + self.ids[:oldest] if start else self.ids[: self.head]
+        if not self.several:
+            return Requests(cast("list[str]", ids), np.arange(len(ids)), np.ones(len(ids), dtype=np.int64))
+        found = [(at, 1, one) for at, one in enumerate(ids) if one is not None]
+        found += [(first - start, n, one) for first, n, one in self.several if first + n > start]
+        firsts, rows, names = zip(*sorted(found), strict=True)
+        return Requests(names, np.array(firsts, dtype=np.int64), np.array(rows, dtype=np.int64))
 
     def clear(self) -> None:
         self.head = 0
-        self.requests.clear()
+        self.ids = [None] * self.capacity
+        self.several.clear()

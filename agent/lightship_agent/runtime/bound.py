@@ -30,16 +30,17 @@ _TYPES: Final = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 class BoundRow:
     """A session with one row of memory.
 
-    `row` is float32 `[width]` for the caller to fill; after `run`, `label` int64 `[1]`, `scores` float32 `[classes]`
-    and `value` float32 `[1]` hold the answer, each None where the graph has no such output.
+    `row` is float32 `[width]` for the caller to fill, and `memory` its bytes. After `run`, `label` int64 `[1]`,
+    `scores` float32 `[classes]` and `value` float32 `[1]` hold the answer, None where the graph has no such output.
     """
 
-    __slots__ = ("_io", "label", "lock", "row", "run", "scores", "value")
+    __slots__ = ("_io", "label", "lock", "memory", "row", "run", "scores", "value")
 
     def __init__(self, session: Any, input_name: str, width: int, outputs: Outputs) -> None:
         """Bind; raises whatever onnxruntime raises."""
         self.lock = threading.Lock()
         self.row: npt.NDArray[np.float32] = np.zeros(width, dtype=np.float32)
+        self.memory = self.row.data.cast("B")
         self.label: npt.NDArray[np.int64] | None = None
         self.scores: npt.NDArray[np.float32] | None = None
         self.value: npt.NDArray[np.float32] | None = None

@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -29,7 +29,7 @@ from lightship_agent.contract.messages import Running
 from lightship_agent.runtime.model import LoadedModel, Prediction
 
 from .feeds import tensor_feeds, tensor_output_names, tensor_outputs
-from .hot import HotModel, ObserveRow, ids
+from .hot import HotModel, ObserveRow, ObserveRows, ids
 from .slot import Admission, ModelStats, Slot, most_frequent
 from .split import Split
 from .tensors import MAX_ID, InferRequest, InferResponse, answered, claimed_rows, input_rows, output_names
@@ -70,6 +70,8 @@ class DataPlane:
     Args:
         observe: called with (model, rows, prediction, request id) after each prediction; must only copy.
         observe_row: the same on the hot path, with (model, row, class, highest score, id); `observe` when None.
+        observe_rows: the same for rows of several requests that were answered together, with (model, rows, classes,
+            highest scores, ids); `observe_row`, for each, when None.
         feedback: called with (model name, prediction id, label); True when the label was counted.
         refused: called with (model, rows, data) when a request for that model does not fit its schema.
         max_in_flight: requests that may be inside at once.
@@ -81,13 +83,14 @@ class DataPlane:
         observe: Observe,
         *,
         observe_row: ObserveRow | None = None,
+        observe_rows: ObserveRows | None = None,
         feedback: Feedback | None = None,
         refused: Refused | None = None,
         max_in_flight: int = 64,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._observers = observe, observe_row
-        self._observe, self._observe_row = self._observers
+        self._observers = observe, observe_row, observe_rows
+        self._observe, self._observe_row, self._observe_rows = self._observers
         self._feedback = feedback or _no_feedback
         self._refused = refused
         self._clock = clock
@@ -163,10 +166,11 @@ class DataPlane:
 
     def mirror_to(self, mirror: Observer | None) -> None:
         """Tell `mirror` too what is answered from now on."""
-        observe, observe_row = self._observers
+        observe, observe_row, observe_rows = self._observers
         if mirror is not None:
             observe, observe_row = _both(observe, mirror.observe), _both_rows(observe_row, mirror.observe_row)
-        self._observe, self._observe_row = observe, observe_row
+            observe_rows = None  # the mirror is told of each by itself
+        self._observe, self._observe_row, self._observe_rows = observe, observe_row, observe_rows
 
     def get(self, name: str | None = None, version: str | None = None) -> LoadedModel:
         """The model of that name and version; without a name, the only one; without a version, the current one.
@@ -337,6 +341,7 @@ class DataPlane:
             failed=failed,
             observe=self._watch if slot.watched else _unseen,
             observe_row=None if self._observe_row is None else self._watch_row if slot.watched else _unseen_row,
+            observe_rows=None if self._observe_row is None else self._watch_rows if slot.watched else _unseen_rows,
             next_id=self._next_id,
             max_id=MAX_ID,
         )
@@ -395,6 +400,23 @@ class DataPlane:
         except Exception:  # noqa: BLE001 - as above
             self._observer_failed()
 
+    def _watch_rows(
+        self,
+        model: LoadedModel,
+        rows: npt.NDArray[np.float32],
+        labels: Sequence[int],
+        tops: Sequence[float],
+        request_ids: Sequence[str],
+    ) -> None:
+        if self._observe_rows is None:
+            for row, label, top, request_id in zip(rows, labels, tops, request_ids, strict=True):
+                self._watch_row(model, row, label, top, request_id)
+            return
+        try:
+            self._observe_rows(model, rows, labels, tops, request_ids)
+        except Exception:  # noqa: BLE001 - as above
+            self._observer_failed()
+
     def _observer_failed(self) -> None:
         self._observe_failures += 1
         if self._observe_failures == 1:
@@ -430,6 +452,16 @@ def _unseen(_model: LoadedModel, _rows: npt.NDArray[np.float32], _prediction: Pr
 
 def _unseen_row(_model: LoadedModel, _row: npt.NDArray[np.float32], _label: int, _top: float, _id: str) -> None:
     """The same for one row."""
+
+
+def _unseen_rows(
+    _model: LoadedModel,
+    _rows: npt.NDArray[np.float32],
+    _labels: Sequence[int],
+    _tops: Sequence[float],
+    _ids: Sequence[str],
+) -> None:
+    """The same for several."""
 
 
 def _key(model: LoadedModel) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 import math
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import isfinite
@@ -38,8 +39,8 @@ from lightship_agent.runtime.model import LoadedModel
 
 from .connections import Limits, Reply
 from .dataplane import HOT_ROW_MS, DataPlane
-from .hot import LARGEST, Body, HotModel, HotRow
 from .hot import MAX_BODY as HOT_BODY
+from .hot import Body, HotModel, HotRow, packer
 from .records import request_of
 from .slot import Slot
 from .tensors import MAX_ID, InferRequest, InferResponse, Tensor
@@ -209,6 +210,7 @@ class _HotFrames:
     def __init__(self, hot: HotModel) -> None:
         self._hot = hot
         self._width = hot.model.schema.width
+        self._pack, self._unpack = packer(self._width), struct.Struct(f"<{self._width}f").unpack
         outputs = hot.model.outputs
         head = _ENCODE({"version": hot.model.version, "digest": hot.model.digest})[1:]
         # What is the same for every answer of a class is made once: a map of so many fields, up to the id.
@@ -240,12 +242,18 @@ class _HotFrames:
         if isinstance(x, bytes):
             if len(x) != 4 * self._width:
                 return None
-            data = np.frombuffer(x, dtype="<f4")
+            data = self._unpack(x)
             # In float64, where no sum of float32 overflows; NaN and infinity survive any sum.
-            return (self._hot, HotRow(data, asked.id, self._as_bytes)) if isfinite(sum(data.tolist())) else None
-        if len(x) != self._width or not isfinite(sum(x)) or max(x) > LARGEST or min(x) < -LARGEST:
+            if not isfinite(sum(data)):
+                return None
+            here = x if sys.byteorder == "little" else self._pack(*data)
+            return self._hot, HotRow(here, asked.id, self._as_bytes)
+        if len(x) != self._width or not isfinite(sum(x)):
             return None
-        return self._hot, HotRow(x, asked.id, self._as_list)
+        try:
+            return self._hot, HotRow(self._pack(*x), asked.id, self._as_list)
+        except OverflowError:
+            return None
 
 
 def framed(body: bytes) -> bytes:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -26,9 +28,9 @@ from lightship_agent.runtime.model import LoadedModel, Prediction
 #: Rows that are answered in one run; beyond it the trees of a forest no longer stay in the cache.
 MAX_TOGETHER: Final = 16
 MAX_BODY: Final = 64 * 1024  # bytes
-LARGEST: Final = float(np.finfo(np.float32).max)
 
 ObserveRow = Callable[[LoadedModel, npt.NDArray[np.float32], int, float, str], None]
+ObserveRows = Callable[[LoadedModel, npt.NDArray[np.float32], Sequence[int], Sequence[float], Sequence[str]], None]
 Observe = Callable[[LoadedModel, npt.NDArray[np.float32], Prediction, str], None]
 
 
@@ -58,7 +60,7 @@ Body = Callable[[str, int, list[float] | None, list[float] | None], bytes]
 class HotRow(NamedTuple):
     """A request that the hot path takes: its numbers, the client's id, and who writes the answer if not in JSON."""
 
-    data: list[float] | npt.NDArray[np.float32]
+    data: bytes  # float32, as they lie in memory
     id: str
     body: Body | None = None
 
@@ -74,6 +76,7 @@ class HotModel:
         failed: Callable[[str], None],
         observe: Observe,
         observe_row: ObserveRow | None,
+        observe_rows: ObserveRows | None,
         next_id: Callable[[], str],
         max_id: int,
     ) -> None:
@@ -86,6 +89,7 @@ class HotModel:
             observe: as `DataPlane`.
             observe_row: the same for one row, with its class and highest score (NaN without); -1 and the value of a
                 regressor.
+            observe_rows: the same for rows that were answered together: n of each.
             next_id: an id for whoever gave none.
             max_id: characters of a client's id.
         """
@@ -93,9 +97,10 @@ class HotModel:
         self.model = model
         self._bound = model.bound
         self._answered, self._failed, self._next_id, self._max_id = answered, failed, next_id, max_id
-        self._observe, self._observe_row = observe, observe_row
+        self._observe, self._observe_row, self._observe_rows = observe, observe_row, observe_rows
         self._name, self._width = model.schema.input_name, model.schema.width
         self._shapes = ([1, self._width], [self._width])
+        self._pack = packer(self._width)
         self._is_classifier = model.outputs.task == "classification"
         self._threshold = model.outputs.threshold if len(model.outputs.labels) == 2 else None
         head = {"model_name": model.name, "model_version": str(model.version), "id": ""}
@@ -118,13 +123,14 @@ class HotModel:
             or len(data) != self._width
             or tensor.shape not in self._shapes
             or len(request_id) > self._max_id
-            or max(data) > LARGEST
-            or min(data) < -LARGEST
             # Each key of the request once, and its strings: with a quote more there may be a key twice.
             or body.count(b'"') != (14 if request.id is msgspec.UNSET else 18)
         ):
             return None
-        return HotRow(data, request_id)
+        try:
+            return HotRow(self._pack(*data), request_id)
+        except OverflowError:
+            return None
 
     def answer_all(self, asked: Sequence[HotRow]) -> list[bytes]:
         """The bodies of the answers, together where that changes no bit of them.
@@ -150,7 +156,7 @@ class HotModel:
         if not bound.lock.acquire(blocking=False):
             return self.answer_together((asked,))[0]  # the long way has the row
         try:
-            bound.row[:] = asked.data
+            bound.memory[:] = asked.data
             try:
                 bound.run()
             except Exception as e:
@@ -172,7 +178,7 @@ class HotModel:
             ServingError: serving.runtime; then none is answered.
         """
         begun = time.perf_counter()
-        rows = np.array([a.data for a in asked], dtype=np.float32)
+        rows = np.frombuffer(b"".join([a.data for a in asked]), dtype=np.float32).reshape(len(asked), self._width)
         try:
             found = self.model.predict(rows)
         except ServingError as e:
@@ -181,11 +187,12 @@ class HotModel:
         labels = [-1] * len(asked) if found.labels is None else found.labels.tolist()
         scores = [None] * len(asked) if found.scores is None else found.scores.tolist()
         values = [None] * len(asked) if found.values is None else found.values.tolist()
-        bodies = []
-        for i, one in enumerate(asked):
-            request_id = one.id or self._next_id()
-            self._watch(rows[i], labels[i], scores[i] or values[i], request_id)
-            bodies.append((one.body or self._body)(request_id, labels[i], scores[i], values[i]))
+        request_ids = [one.id or self._next_id() for one in asked]
+        self._watch_all(rows, labels, values if found.scores is None else scores, request_ids)
+        bodies = [
+            (one.body or self._body)(request_id, label, said, value)
+            for one, request_id, label, said, value in zip(asked, request_ids, labels, scores, values, strict=True)
+        ]
         self._answered(len(asked), time.perf_counter() - begun, len(asked))
         return bodies
 
@@ -215,6 +222,21 @@ class HotModel:
             said = Prediction(values=told)
         self._observe(self.model, row.reshape(1, -1).copy(), said, request_id)
 
+    def _watch_all(
+        self,
+        rows: npt.NDArray[np.float32],
+        labels: list[int],
+        numbers: Sequence[list[float] | None],
+        request_ids: list[str],
+    ) -> None:
+        """The same of answers that were made together."""
+        if self._observe_rows is None:
+            for row, label, said, request_id in zip(rows, labels, numbers, request_ids, strict=True):
+                self._watch(row, label, said, request_id)
+            return
+        tops = [max(said) if said else math.nan for said in numbers]
+        self._observe_rows(self.model, rows, labels, tops, request_ids)
+
     def _body(self, request_id: str, label: int, scores: list[float] | None, value: list[float] | None) -> bytes:
         if not self._is_classifier:
             return b"%b%b%b%b}]}" % (self._before_id, _ENCODE(request_id), self._before_value, _ENCODE(value))
@@ -238,6 +260,14 @@ def _class_parts(model: LoadedModel) -> list[bytes]:
             part += b',{"name":"scores","datatype":"FP32","shape":' + shape + b',"data":'
         parts.append(part)
     return parts
+
+
+def packer(width: int) -> Callable[..., bytes]:
+    """What makes float32 of `width` numbers as they lie in memory, and raises OverflowError where one is too large.
+
+    `struct` looks for that only where the order of bytes is named.
+    """
+    return struct.Struct(f"{'<' if sys.byteorder == 'little' else '>'}{width}f").pack
 
 
 def ids(prefix: str) -> Callable[[], str]:

@@ -48,10 +48,53 @@ def test_every_kept_row_is_found_through_its_request(pushes: list[int], capacity
     block = ring.drain()
 
     found = {}
-    for request in block.requests:
-        for i in range(max(0, -request.first), request.rows):
-            found[request.first + i] = int(request.id[1:]) + i
+    requests = block.requests
+    for name, first, rows in zip(requests.ids, requests.firsts.tolist(), requests.rows.tolist(), strict=True):
+        for i in range(max(0, -first), rows):
+            found[first + i] = int(name[1:]) + i
     assert found == dict(enumerate(block.labels.tolist()))
+
+
+def push_somehow(ring: RowRing, how: str, first: int, n: int) -> list[str]:
+    """Push n rows: one by one, together, or as those of one request; the id that each of them is found by."""
+    rows, numbers = numbered(first, n), list(range(first, first + n))
+    names = [f"r{number}" for number in numbers]
+    if how == "one request":
+        push(ring, first, n)
+        return [f"r{first}+{i}" if n > 1 else f"r{first}" for i in range(n)]
+    if how == "together":
+        ring.push_rows(rows, numbers, [number / 1000 for number in numbers], names)
+        return names
+    for row, number, name in zip(rows, numbers, names, strict=True):
+        ring.push_row(row, number, number / 1000, name)
+    return names
+
+
+@given(
+    pushes=st.lists(st.tuples(st.sampled_from(["alone", "together", "one request"]), st.integers(1, 9)), max_size=30),
+    capacity=st.integers(1, 25),
+)
+def test_however_rows_are_pushed_they_are_the_same_rows_of_the_same_requests(
+    pushes: list[tuple[str, int]], capacity: int
+) -> None:
+    ring, names = RowRing(capacity, 3), []
+    for _ in range(2):  # the second buffer, and then the first again
+        names = []
+        for how, n in pushes:
+            names += push_somehow(ring, how, len(names), n)
+        block = ring.drain()
+    kept = list(range(len(names)))[max(0, len(names) - capacity) :]
+
+    found = {}
+    requests = block.requests
+    for name, first, rows in zip(requests.ids, requests.firsts.tolist(), requests.rows.tolist(), strict=True):
+        for i in range(max(0, -first), rows):
+            found[first + i] = f"{name}+{i}" if rows > 1 else name
+
+    assert block.rows[:, 0].tolist() == block.labels.tolist() == kept
+    assert np.allclose(block.top_scores, np.array(kept) / 1000)
+    assert [found[i] for i in range(len(kept))] == [names[i] for i in kept]
+    assert requests.firsts.tolist() == sorted(requests.firsts.tolist())
 
 
 @given(pushes=st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=40))

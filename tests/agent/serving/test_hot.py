@@ -163,10 +163,18 @@ def test_a_slow_model_is_not_on_the_hot_path(make_model: Models) -> None:
 
 def test_what_it_answers_is_counted_and_watched_as_the_long_way_does(make_model: Models) -> None:
     monitors = []
-    for way in ("hot", "long"):
+    for way in ("hot", "together", "long"):
         monitor = Monitor(16)
-        plane = plane_of(make_model(), observe=monitor.observe, observe_row=monitor.observe_row)
-        for row in training_rows(20):
+        plane = plane_of(
+            make_model(),
+            observe=monitor.observe,
+            observe_row=monitor.observe_row,
+            observe_rows=monitor.observe_rows,
+        )
+        if way == "together":
+            rows = [hot_of(plane).parse(body(row.tolist(), id="")) for row in training_rows(20)]
+            hot_of(plane).answer_all([row for row in rows if row is not None])
+        for row in training_rows(0 if way == "together" else 20):
             content = body(row.tolist(), id="")
             if way == "hot":
                 asked = hot_of(plane).parse(content)
@@ -177,9 +185,9 @@ def test_what_it_answers_is_counted_and_watched_as_the_long_way_does(make_model:
         assert (plane.stats()[0].requests, plane.stats()[0].rows) == (20, 20)
         monitors.append(monitor.flush(1_000))
 
-    hot, long = monitors
+    hot, together, long = monitors
     assert hot
-    assert hot == long
+    assert hot == together == long
 
 
 def test_an_observer_that_fails_costs_no_answer(make_model: Models) -> None:
@@ -191,6 +199,39 @@ def test_an_observer_that_fails_costs_no_answer(make_model: Models) -> None:
     assert asked is not None
 
     assert hot_of(plane).answer(asked) == long_way(plane_of(make_model()), body([0.5] * 4))
+
+
+def test_an_observer_that_fails_costs_none_of_the_answers_that_are_made_together(make_model: Models) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError
+
+    plane = plane_of(make_model(), observe_row=fails, observe_rows=fails)
+    asked = hot_of(plane).parse(body([0.5] * 4))
+    assert asked is not None
+
+    assert hot_of(plane).answer_all([asked] * 3) == [long_way(plane_of(make_model()), body([0.5] * 4))] * 3
+
+
+def test_who_is_told_of_single_rows_only_is_told_of_each_that_is_answered_together(make_model: Models) -> None:
+    told: list[tuple[float, int, str]] = []
+
+    def observe_row(_model: LoadedModel, row: Any, label: int, _top: float, request_id: str) -> None:
+        told.append((row[0].item(), label, request_id))
+
+    plane = plane_of(make_model(), observe_row=observe_row)
+    asked = [hot_of(plane).parse(body([number] * 4, id=f"r{number}")) for number in (0.25, 0.5)]
+
+    hot_of(plane).answer_together([one for one in asked if one is not None])
+
+    assert [(row, name) for row, _, name in told] == [(0.25, "r0.25"), (0.5, "r0.5")]
+
+
+def test_what_rounds_to_the_largest_float32_is_answered_as_the_long_way_answers_it(make_model: Models) -> None:
+    plane, content = plane_of(make_model()), body([3.4028235e38, -3.4028235e38, 0.5, 0.5])
+    asked = hot_of(plane).parse(content)
+    assert asked is not None
+
+    assert hot_of(plane).answer(asked) == long_way(plane_of(make_model()), content)
 
 
 def test_a_runtime_that_fails_is_one_error_and_counted_once(

@@ -245,7 +245,7 @@ def test_a_dropped_model_leaves_memory_at_once_whoever_was_shown_it(open_bundle:
     residents, frames, old = Residents(plane, spare=0), FrameFace(plane), open_bundle(1)
     session = weakref.ref(residents.serve(old)._session)
     ask(plane, 1)
-    plane.hot[b"pump"].answer(HotRow(training_rows(1)[0], "hot"))
+    plane.hot[b"pump"].answer(HotRow(training_rows(1)[0].tobytes(), "hot"))
     asked = msgspec.msgpack.encode({"x": training_rows(1)[0].tobytes()})
     assert frames.hot(asked) is not None
     gc.disable()

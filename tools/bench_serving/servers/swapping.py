@@ -24,7 +24,7 @@ def main():
     port, times = int(sys.argv[1]), int(sys.argv[2])
     bundles = [read_bundle(Path(path).read_bytes()) for path in sys.argv[3:5]]
     monitor = Monitor(200)
-    plane = DataPlane(monitor.observe, observe_row=monitor.observe_row)
+    plane = DataPlane(monitor.observe, observe_row=monitor.observe_row, observe_rows=monitor.observe_rows)
     plane.install(load_model(bundles[0]))
     server = HttpServer(create_app(plane, status=dict, metrics=str), port=port)
     server.start()

@@ -19,7 +19,7 @@ def nothing(*_):
 
 
 def main():
-    plane = DataPlane(nothing, observe_row=nothing)
+    plane = DataPlane(nothing, observe_row=nothing, observe_rows=nothing)
     plane.install(load_model(read_bundle(Path(sys.argv[1]).read_bytes())))
     trim_memory()
     server = HttpServer(create_app(plane, status=dict, metrics=str), port=int(sys.argv[2]))
