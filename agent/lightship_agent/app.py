@@ -26,16 +26,19 @@ from . import __version__
 from .contract.assignment import Beside
 from .contract.bundle import Bundle, read_bundle
 from .contract.codes import LightshipError, StorageError
-from .contract.messages import AnyRecord, Command, Fault, Heartbeat, Update
+from .contract.messages import AnyRecord, Command, Fault, Heartbeat, Reply, Update
+from .contract.wire import pack
 from .fail_points import fail_point
 from .files import sweep, write_durably
 from .link import identity
+from .link.asked import Asked, LogLevel
 from .link.client import ControlPlane
 from .link.outbox import Outbox
 from .link.quality import LinkQuality
 from .link.renewal import CertificateKeeper
 from .link.ring import LAST_SEQ
 from .link.sender import RESEND_SECONDS, Parcel, Sender
+from .logs import RecentLines
 from .monitor.application import ApplicationNumbers
 from .monitor.degraded import Degraded, Mode, state_of
 from .monitor.health import read_health
@@ -58,6 +61,7 @@ from .serving.residents import Residents
 from .serving.server import HttpServer
 from .serving.slot import most_frequent
 from .settings import Settings
+from .snapshot import snapshot_of
 from .update import machine
 from .update.gate import Gate, Rules
 from .update.rate import bucket_for
@@ -191,6 +195,10 @@ class Agent:
         )
         self._updater = Updater(self._dir, self._identity, self._control, self, timing, bounds)
         self._updater.on_acknowledged = self._acknowledged
+        self._control.on_asked = self._command
+        self._recent, self._log_level = RecentLines(), LogLevel()
+        acts = {"rebirth": self._rebirth, "loglevel": self._log_level.change, "snapshot": self._snapshot}
+        self._asked = Asked(self._dir, acts, self._reply, self._updater.clock.now)
         self._mqtt_seen = self._started  # monotonic seconds of the last publish that the broker took
         self._mqtt: MqttLink | None = None
 
@@ -210,6 +218,7 @@ class Agent:
 
     def start(self) -> None:
         """Serve what is committed, then connect."""
+        logging.getLogger().addHandler(self._recent)
         self._updater.recover()
         self._http.start()
         log.info("serving on %s", self._http.address)
@@ -248,6 +257,7 @@ class Agent:
         if self._mqtt is not None:
             self._mqtt.stop()
         self._control.close()
+        logging.getLogger().removeHandler(self._recent)
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -355,6 +365,8 @@ class Agent:
         while not self._stop.is_set():
             urgent = self._urgent.wait(TICK_SECONDS)
             self._urgent.clear()
+            _whatever_happens(self._asked.work)
+            self._log_level.tick()
             if urgent or time.monotonic() >= due:
                 due = time.monotonic() + self._settings.report_seconds
                 _whatever_happens(lambda: self._keep([*self._counted(), self._heartbeat()]))
@@ -449,6 +461,27 @@ class Agent:
             self._updater.poke()
         elif verb == "resend":
             self._sender.missing(command.e, command.ranges or ((command.first, LAST_SEQ),))
+        elif self._asked.hear(verb, command):
+            self._urgent.set()
+
+    def _rebirth(self, _command: Command) -> dict[str, Any]:
+        """Say again who we are; the heartbeat goes with it, because what was asked is urgent."""
+        if self._mqtt is not None:
+            self._mqtt.announce()
+        return {"device": self._identity.device, "agent": __version__, "boot": self._boot}
+
+    def _snapshot(self, _command: Command) -> dict[str, Any]:
+        return snapshot_of(self.status(), self._settings, self._recent.lines())
+
+    def _reply(self, reply: Reply) -> bool:
+        packed = pack(reply)
+        if self._mqtt is not None:
+            if self._mqtt.reply(reply.verb, packed):
+                return True
+            if time.monotonic() - self._mqtt_seen < HTTPS_FALLBACK_SECONDS:
+                return False
+        self._control.post_reply(packed)
+        return True
 
     # What people ask of us ------------------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ class ControlPlane:
         with home.database.read() as session:
             revoked = certificates.revoked(session)
         broker = start_broker(settings, home.path / "broker", home.ca, revoked)
-        poke = guard = None
+        poke = guard = ask = None
         if broker is not None:
             self._stack.callback(broker.stop)
             guard = BrokerGuard(home.database, home.ca, broker, home.path / "broker")
@@ -112,14 +112,14 @@ class ControlPlane:
                 processes = WorkerProcesses(home.path, workers, settings.log_level)
                 processes.start()
                 self._stack.callback(processes.stop)
-            poke = ingest.poke
+            poke, ask = ingest.poke, ingest.ask
         tenant = settings.tenant
 
         def poke_devices(devices: tuple[str, ...]) -> None:
             if poke is not None and devices:
                 poke(tenant, devices)
 
-        reconciler = Reconciler(home, settings, poke_devices, guard)
+        reconciler = Reconciler(home, settings, poke_devices, guard, ask)
         reconciler.start()
         self._stack.callback(reconciler.stop)
         info = broker.info if broker else None

@@ -65,6 +65,8 @@ def test_an_upward_topic_tells_who_sent_it(tenant: str, device: str) -> None:
     assert topics.parse(topics.state(tenant, device)) == (tenant, device, "state")
     assert topics.parse(topics.telemetry(tenant, device)) == (tenant, device, "tele")
     assert topics.parse(topics.event(tenant, device)) == (tenant, device, "event")
+    assert topics.parse(topics.response(tenant, device, "snapshot")) == (tenant, device, "rsp")
+    assert topics.parse(f"{topics.ROOT}/{tenant}/{device}/rsp") is None
 
 
 @given(tenant=DEVICE, device=DEVICE)
@@ -77,11 +79,13 @@ def test_a_downward_topic_is_no_report(tenant: str, device: str) -> None:
 def test_any_topic_is_an_address_or_nothing(text: str) -> None:
     found = topics.parse(text)
 
-    assert found is None or text == f"{topics.ROOT}/{found.tenant}/{found.device}/{found.kind}"
+    sent = "" if found is None else f"{topics.ROOT}/{found.tenant}/{found.device}/{found.kind}"
+    assert found is None or text == sent or (found.kind == "rsp" and text.rpartition("/")[0] == sent)
 
 
 def test_ingest_listens_to_every_upward_kind_and_to_nothing_else() -> None:
-    assert topics.ingest_filters("g") == tuple(f"$share/g-{k}/lightship/v1/+/+/{k}" for k in ("state", "tele", "event"))
+    kinds = {"state": "state", "tele": "tele", "event": "event", "rsp": "rsp/+"}
+    assert topics.ingest_filters("g") == tuple(f"$share/g-{k}/lightship/v1/+/+/{t}" for k, t in kinds.items())
 
 
 # Codes ---------------------------------------------------------------------------------------------------------------

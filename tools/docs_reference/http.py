@@ -39,6 +39,7 @@ DEVICE_WORDS = {
     Paths.ASSIGNMENT: "The signed assignment of this device (a DSSE envelope); 204 while there is none, 304 when the "
     "`If-None-Match` still fits. The header `lightship-acked` says how far its reports are stored.",
     Paths.TELEMETRY: "A packed `Envelope`, for devices that can't reach the broker.",
+    Paths.REPLY: "A packed `Reply`, likewise.",
     Paths.METADATA + "{name}": "A file of the release repository's metadata.",
     Paths.TARGETS + "{folder}/{model}/{name}": "A bundle as it travels (`.zst`), by its digest; ranges are served.",
 }

@@ -16,6 +16,8 @@ from .codes import EnrolError
 ACKED_HEADER: Final = "lightship-acked"
 #: Beside it: the same of the device's other epochs, `<epoch>:<seq>` separated by commas. Urgent reports have their own.
 ALSO_ACKED_HEADER: Final = "lightship-also-acked"
+#: Beside them, where something is asked of the device: MessagePack `Asking`, in URL-safe base64.
+ASKED_HEADER: Final = "lightship-asked"
 #: Request header: `<16 hexadecimal digits>:<boot counter>`, the run of the agent that asks; new with every start.
 INSTANCE_HEADER: Final = "lightship-instance"
 
@@ -33,6 +35,7 @@ class Paths:
     RECOVER: Final = "/v1/recover"
     ASSIGNMENT: Final = "/v1/assignment"
     TELEMETRY: Final = "/v1/telemetry"
+    REPLY: Final = "/v1/reply"
     PING: Final = "/v1/ping"
     METADATA: Final = "/v1/tuf/metadata/"
     TARGETS: Final = "/v1/tuf/targets/"

@@ -34,6 +34,15 @@ MAX_RANGES: Final = 64
 #: Most codes of errors that are told apart in a report.
 MAX_CODES: Final = 64
 
+#: Most bytes of a reply's body, before it is packed.
+MAX_REPLY: Final = 1_000_000
+#: Most commands in the answer to a poll.
+MAX_ASKED: Final = 8
+#: Verbs that are answered.
+ASKABLE: Final = ("rebirth", "loglevel", "snapshot")
+#: The longest time that one may be valid for.
+MAX_ASK_SECONDS: Final = 86_400
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Counts = Annotated[tuple[Count, ...], msgspec.Meta(max_length=120_000)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
@@ -263,10 +272,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     agent: Name = ""
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A command: `check` looks for an assignment now, `resend` sends records of epoch `e` again.
 
-    Which ones say `ranges`, (first, last), both included; without them, all from `first` on.
+    Which ones say `ranges`, (first, last), both included; without them, all from `first` on. `rebirth`, `loglevel` and
+    `snapshot` are answered with a `Reply` of the same id.
     """
 
     id: Name
@@ -274,3 +284,22 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     e: str = ""
     first: Count = 0
     ranges: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
+    level: Name = ""  # of loglevel
+    seconds: Count = 0  # of loglevel: for how long
+
+
+class Asking(msgspec.Struct, frozen=True, kw_only=True):
+    """Commands that wait for a device, in the answer to its poll: for sites where MQTT is blocked."""
+
+    asked: Annotated[tuple[tuple[Name, Command], ...], msgspec.Meta(max_length=MAX_ASKED)] = ()
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a command: `body` is JSON; or why not, as code and words."""
+
+    id: Name
+    verb: Name
+    at: Count  # wall ms
+    code: Name = ""
+    detail: Text = ""
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_REPLY)] = b""

@@ -3,7 +3,8 @@
     lightship/v1/<tenant>/<device>/state       up    retained birth, and the last will
     lightship/v1/<tenant>/<device>/tele        up    batches of reports
     lightship/v1/<tenant>/<device>/event       up    urgent reports: update steps
-    lightship/v1/<tenant>/<device>/cmd/<verb>  down  check | resend
+    lightship/v1/<tenant>/<device>/cmd/<verb>  down  check | resend | rebirth | loglevel | snapshot
+    lightship/v1/<tenant>/<device>/rsp/<verb>  up    what became of one of the last three
     lightship/v1/<tenant>/_all/notify          down  "something changed; poll soon" (a hint, never trusted)
 
 On a broker of the device's own, where bindings name no others (docs/serving.md):
@@ -21,7 +22,10 @@ from typing import Final, NamedTuple
 ROOT: Final = "lightship/v1"
 #: The MQTT 5 content type of a question to a model that is a frame's body, and not a record.
 FRAME_TYPE: Final = "application/vnd.lightship.frame"
-UP_KINDS: Final = ("state", "tele", "event")
+UP_KINDS: Final = ("state", "tele", "event", "rsp/+")
+
+
+_KINDS: Final = frozenset(kind.partition("/")[0] for kind in UP_KINDS)
 
 
 class Address(NamedTuple):
@@ -52,6 +56,11 @@ def command(tenant: str, device: str, verb: str) -> str:
     return f"{ROOT}/{tenant}/{device}/cmd/{verb}"
 
 
+def response(tenant: str, device: str, verb: str) -> str:
+    """The reply to a command."""
+    return f"{ROOT}/{tenant}/{device}/rsp/{verb}"
+
+
 def notify(tenant: str) -> str:
     """A hint to all devices of a tenant."""
     return f"{ROOT}/{tenant}/_all/notify"
@@ -73,12 +82,16 @@ def ingest_filters(worker_group: str = "lightship-ingest") -> tuple[str, ...]:
     Each kind has a share group of its own: brokers differ in whether one group may hold several filters, and one that
     keeps a single filter per group would silently deliver the last one only.
     """
-    return tuple(f"$share/{worker_group}-{kind}/{ROOT}/+/+/{kind}" for kind in UP_KINDS)
+    return tuple(f"$share/{worker_group}-{kind.partition('/')[0]}/{ROOT}/+/+/{kind}" for kind in UP_KINDS)
 
 
 def parse(topic: str) -> Address | None:
     """The address in an upward topic, or None for anything else."""
     parts = topic.split("/")
-    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[4] not in UP_KINDS:
+    if len(parts) == 6 and parts[4] == "rsp":
+        parts.pop()
+    elif parts[4:] == ["rsp"]:
+        return None
+    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or parts[4] not in _KINDS:
         return None
     return Address(parts[2], parts[3], parts[4])

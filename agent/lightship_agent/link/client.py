@@ -10,29 +10,37 @@ Rules:
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import logging
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from lightship_agent.contract.codes import EnrolError, LinkError, SettingsError
+from lightship_agent.contract.codes import EnrolError, LinkError, SettingsError, WireError
 from lightship_agent.contract.device_api import (
     ACKED_HEADER,
     ALSO_ACKED_HEADER,
+    ASKED_HEADER,
     INSTANCE_HEADER,
     Paths,
     RenewReply,
     RenewRequest,
 )
+from lightship_agent.contract.messages import Asking, Command
+from lightship_agent.contract.wire import decode
 
 from .identity import Identity, confirm, take_back
 
 if TYPE_CHECKING:
     import httpx
+
+log = logging.getLogger(__name__)
 
 MAX_BODY: Final = 1024 * 1024  # bytes
 #: What msgspec raises for bytes that are no JSON of the wanted kind.
@@ -86,6 +94,16 @@ class Reply:
         said = [self.headers.get(ACKED_HEADER, ""), *self.headers.get(ALSO_ACKED_HEADER, "")[:500].split(",")]
         parts = [one.strip().partition(":") for one in said]
         return tuple(Acknowledged(epoch, int(seq)) for epoch, _, seq in parts if seq.isdecimal() and len(seq) < 17)
+
+    @property
+    def asked(self) -> tuple[tuple[str, Command], ...]:
+        """Commands that came along; none, where what came is none."""
+        said = self.headers.get(ASKED_HEADER, "")
+        try:
+            return decode(base64.urlsafe_b64decode(said), Asking, max_bytes=16_384).asked if said else ()
+        except (ValueError, WireError) as e:
+            log.warning("commands in an answer can't be understood: %s", e)
+            return ()
 
     def refusal(self) -> EnrolError | LinkError:
         """What a refusal says, in the server's words where these are ours."""
@@ -232,6 +250,8 @@ class ControlPlane:
         self._headers = {INSTANCE_HEADER: instance} if instance else {}
         #: The other end hung up in the handshake or after it, as a server does that finds our certificate too old.
         self.hung_up = False
+        #: Told of each command that came with the answer to a poll; it must not block.
+        self.on_asked: Callable[[str, Command], object] = lambda _verb, _command: None
         self.server = identity.info.server
         self._retired: list[httpx.Client] = []
         self._context = identity.tls_context()
@@ -283,6 +303,8 @@ class ControlPlane:
         headers = {"If-None-Match": f'"{seen_etag}"'} if seen_etag else {}
         reply = self._request("GET", Paths.ASSIGNMENT, headers=headers).expect(200, 204, 304)
         envelope = reply.body if reply.status == 200 else None
+        for verb, command in reply.asked:
+            self.on_asked(verb, command)
         return Desired(envelope, reply.acknowledged, date=reply.headers.get("date", ""))
 
     def post_telemetry(self, packed: bytes) -> Stored:
@@ -297,6 +319,14 @@ class ControlPlane:
         except UNREADABLE:
             said = _TelemetryReply()  # what is acknowledged is in the head
         return Stored(said.code, said.missing, reply.acknowledged)
+
+    def post_reply(self, packed: bytes) -> None:
+        """Deliver the answer to a command.
+
+        Raises:
+            LinkError: link.unreachable, link.slow, link.status.
+        """
+        self._request("POST", Paths.REPLY, content=packed).expect(200, 202)
 
     def renew(self, csr: bytes) -> bytes:
         """A fresh certificate chain for a fresh key.

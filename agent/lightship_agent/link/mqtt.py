@@ -108,6 +108,18 @@ class MqttLink:
         self.quality.sent(sent.mid, began)
         return sent.mid if sent.rc == paho.MQTT_ERR_SUCCESS else 0
 
+    def reply(self, verb: str, payload: bytes) -> bool:
+        """Hand the answer to a command to the broker; False when it can't be sent now."""
+        if not self.connected.is_set():
+            return False
+        topic = topics.response(self._tenant, self._device, verb)
+        return self._client.publish(topic, payload, qos=1).rc == paho.MQTT_ERR_SUCCESS
+
+    def announce(self) -> None:
+        """Say again that we are here."""
+        if self.connected.is_set():
+            self._publish_state(on=True)
+
     def refusals(self) -> list[int]:
         """Handles of what the broker would not take, or what it could give to nobody, since the last call."""
         out = []
@@ -243,6 +255,7 @@ class MqttLink:
             log.warning("mqtt: dropped a message on %s: %s", message.topic, e)
             return
         if command.expires and command.expires < time.time():
+            log.info("mqtt: %s %s came after its time: link.expired-command", verb, command.id)
             return
         self._on_command("check" if verb == "notify" else verb, command)
 

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from lightship.fleet import clones, enrolment, recovery
+from lightship.fleet import asks, clones, enrolment, recovery
 from lightship.fleet.broker import BrokerInfo
 from lightship.home import Home
 from lightship.monitoring import ingest, tallies
@@ -31,6 +32,7 @@ from lightship_agent.contract.codes import EnrolError, LightshipError, StorageEr
 from lightship_agent.contract.device_api import (
     ACKED_HEADER,
     ALSO_ACKED_HEADER,
+    ASKED_HEADER,
     INSTANCE_HEADER,
     EnrolReply,
     EnrolRequest,
@@ -38,8 +40,9 @@ from lightship_agent.contract.device_api import (
     RenewReply,
     RenewRequest,
 )
+from lightship_agent.contract.messages import Asking
 from lightship_agent.contract.recovery import NONCE_SECONDS, NonceReply, NonceRequest, SignedProof
-from lightship_agent.contract.wire import MAX_PACKED, sha256_hex
+from lightship_agent.contract.wire import MAX_PACKED, encode, sha256_hex
 
 from .tls_protocol import EXTENSION, Peer
 
@@ -87,6 +90,7 @@ class DeviceApi:
             Route(Paths.RENEW, _answering(self._renew), methods=["POST"]),
             Route(Paths.ASSIGNMENT, _answering(self._assignment)),
             Route(Paths.TELEMETRY, _answering(self._telemetry), methods=["POST"]),
+            Route(Paths.REPLY, _answering(self._reply), methods=["POST"]),
             Route(Paths.METADATA + "{name}", _answering(self._metadata)),
             Route(Paths.TARGETS + "{folder}/{model}/{name}", _answering(self._target)),
         ]
@@ -163,6 +167,9 @@ class DeviceApi:
         with self._home.database.read() as session:
             row = session.get(AssignmentRow, device.id)
             headers = _acked(ingest.acknowledgements(session, device.id))
+            asked = asks.waiting_for(session, device.id)
+        if asked:
+            headers[ASKED_HEADER] = base64.urlsafe_b64encode(encode(Asking(asked=asked))).decode()
         if row is None:
             return Response(status_code=204, headers=headers)
         etag = f'"{sha256_hex(row.envelope)[:32]}"'
@@ -182,6 +189,16 @@ class DeviceApi:
             headers = _acked(ingest.acknowledgements(session, device.id))
         missing = receipt.gap.ranges if receipt.gap is not None else ()
         return JSONResponse({"code": receipt.code, "missing": missing}, status_code=202, headers=headers)
+
+    async def _reply(self, request: Request) -> Response:
+        packed = await _body(request, MAX_PACKED)
+        return await run_in_threadpool(self._reply_now, request, packed)
+
+    def _reply_now(self, request: Request, packed: bytes) -> Response:
+        device = self._device(request)
+        with self._home.database.write() as session:
+            receipt = ingest.receive(session, device.id, "rsp", packed, now_ms())
+        return JSONResponse({"code": receipt.code}, status_code=202)
 
     async def _metadata(self, request: Request) -> Response:
         await run_in_threadpool(self._device, request)

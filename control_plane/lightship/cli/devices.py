@@ -10,6 +10,7 @@ import click
 from lightship.home import Home, operator
 from lightship_agent.contract.codes import FleetError
 
+from .asks import ask, asked
 from .console import ago, emit, json_option, say, stamp, table, with_home
 
 
@@ -247,6 +248,10 @@ def clear_clone(home: Home, device_id: str, reason: str, as_json: bool) -> None:
         row = known_device(session, device_id)
         clones.clear(session, row, actor=operator(), reason=reason)
     _said(device_id, row.state, f"{device_id} is not marked any more.", as_json=as_json)
+
+
+device.add_command(ask)
+device.add_command(asked)
 
 
 def _said(device_id: str, state: str, words: str, *, as_json: bool) -> None:

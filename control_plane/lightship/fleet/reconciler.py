@@ -30,7 +30,7 @@ from lightship.storage.audit import now_ms
 from lightship.storage.models import Device
 from lightship_agent.contract.codes import LightshipError
 
-from . import director, experiments, lease, rollouts
+from . import asks, director, experiments, lease, rollouts
 from .broker_guard import BrokerGuard
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,19 @@ def drift_settings(settings: Settings) -> DriftSettings:
 class Reconciler:
     """Ticks in a thread."""
 
-    def __init__(self, home: Home, settings: Settings, poke: Poke, guard: BrokerGuard | None = None) -> None:
-        """Prepare; `start` begins to tick. `guard` keeps the broker's idea of who may connect up to date."""
+    def __init__(
+        self,
+        home: Home,
+        settings: Settings,
+        poke: Poke,
+        guard: BrokerGuard | None = None,
+        ask: asks.Send | None = None,
+    ) -> None:
+        """Prepare; `start` begins to tick. `guard` keeps the broker's idea of who may connect up to date.
+
+        `ask` brings commands to devices at once; without it they wait for the devices' polls.
+        """
+        self._ask = ask
         self._home = home
         self._settings = settings
         self._poke = poke
@@ -98,6 +109,7 @@ class Reconciler:
             return False
         steps = (
             self._guard_broker,
+            self._ask_devices,
             self._renew_metadata,
             self._note_head,
             self._watch_models,
@@ -133,6 +145,11 @@ class Reconciler:
     def _guard_broker(self) -> None:
         if self._guard is not None:
             self._guard.tick()
+
+    def _ask_devices(self) -> None:
+        if self._ask is not None:
+            with self._home.database.write() as session:
+                asks.send(session, self._ask)
 
     def _renew_metadata(self) -> None:
         if self._renewed and time.monotonic() - self._renewed < RENEW_SECONDS:

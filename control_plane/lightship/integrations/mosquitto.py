@@ -67,6 +67,7 @@ _ACL: Final = """\
 pattern write {root}/+/%u/state
 pattern write {root}/+/%u/tele
 pattern write {root}/+/%u/event
+pattern write {root}/+/%u/rsp/+
 pattern read {root}/+/%u/cmd/#
 pattern read {root}/+/_all/notify
 """

@@ -10,15 +10,17 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from operator import itemgetter
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from lightship.fleet import asks
 from lightship.storage.models import DeadLetter, Device, HeldRecord
 from lightship_agent.contract.codes import WireError
-from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, State
+from lightship_agent.contract.messages import AnyRecord, Envelope, Heartbeat, Reply, State
 from lightship_agent.contract.wire import decode, encode
 
 from . import direct
@@ -26,6 +28,8 @@ from .batch_tallies import BatchTally, Served
 from .cursors import Cursor
 from .faults import end_faults, says_of_data
 from .ingest import FUTURE_MS, Gap, Incoming, Receipt, Understood, bury, device_facts, store_exposures, store_record
+
+log = logging.getLogger(__name__)
 
 _Key = tuple[str, str]  # device and epoch
 _Span = tuple[str, int]  # digest and when it began
@@ -92,7 +96,7 @@ class Batch:
             latencies = tuple(direct.from_json(cells)) if cells != "[]" else ()
             self._open.setdefault(device, {})[digest, began] = Served(rows, failures, busy_us, latencies)
 
-    def _one(self, message: Incoming, said: State | Envelope | WireError) -> Receipt:
+    def _one(self, message: Incoming, said: State | Envelope | Reply | WireError) -> Receipt:
         device = self._devices.get(message.device)
         if device is not None and device.state == "pending":
             return Receipt("enrol.pending")  # it keeps what it reports, and says it again once it is let in
@@ -104,6 +108,10 @@ class Batch:
         if isinstance(said, WireError):
             return bury(self._session, message, self._now, said)
         self._tally.messages[message.kind] += 1
+        if isinstance(said, Reply):
+            if not asks.answered(self._session, message.device, said, self._now):
+                log.info("%s answers what it was not asked: %s %s", message.device, said.verb, said.id)
+            return Receipt()
         if isinstance(said, State):
             # A will that was written before the present boot says nothing about it.
             if said.n >= device.boot:

@@ -45,6 +45,7 @@ from lightship_agent.contract.messages import (
     Heartbeat,
     LabelledRows,
     Labels,
+    Reply,
     Running,
     State,
     Together,
@@ -69,7 +70,7 @@ _ITS_FAULT = (ArithmeticError, ValueError, IntegrityError, DbDataError)
 
 
 class Incoming(NamedTuple):
-    """A message of an authenticated device: "state", "tele" or "event". The tenant is what its topic says, if any."""
+    """A message of an authenticated device: "state", "tele", "event" or "rsp"; the tenant as its topic says, if any."""
 
     device: str
     kind: str
@@ -116,11 +117,13 @@ def receive_all(session: Session, incoming: Sequence[Incoming], now: int) -> lis
     return store_all(session, [(message, understand(message)) for message in incoming], now)
 
 
-def understand(message: Incoming) -> State | Envelope | WireError:
+def understand(message: Incoming) -> State | Envelope | Reply | WireError:
     """What a message says, or why it can't be understood."""
     try:
         if message.kind == "state":
             return decode(message.payload, State, max_bytes=1_024)
+        if message.kind == "rsp":
+            return unpack(message.payload, Reply)
         envelope = unpack(message.payload, Envelope)
     except WireError as e:
         return e
@@ -130,7 +133,7 @@ def understand(message: Incoming) -> State | Envelope | WireError:
     return envelope
 
 
-Understood = tuple[Incoming, State | Envelope | WireError]
+Understood = tuple[Incoming, State | Envelope | Reply | WireError]
 
 
 def store_all(session: Session, messages: Sequence[Understood], now: int) -> list[Receipt]:

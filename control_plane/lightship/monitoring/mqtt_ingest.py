@@ -122,6 +122,10 @@ class IngestWorker:
             command = Command(id=f"check-{expires}", expires=expires)
             self._command(topics.command(tenant, device, "check"), command)
 
+    def ask(self, tenant: str, device: str, verb: str, command: Command) -> None:
+        """Put a command on its way; harmless if it gets lost, for it goes with the answer to the next poll too."""
+        self._command(topics.command(tenant, device, verb), command)
+
     def _make_client(self, tls: ssl.SSLContext | None, client_id: str) -> IngestClient:
         client = IngestClient(client_id, v5=self._v5, heard=self._received)
         if self._broker.auth == "password":

@@ -44,7 +44,8 @@ CONTROL_PLANE = Path(lightship.__file__).parent
 
 #: Commands that change nothing in the home.
 READS = {
-    "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device list",
+    "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device asked",
+    "device list",
     "device show", "drift explain", "drift simulate", "experiment list", "experiment show", "keys show",
     "model explain", "model exposure", "model list", "model show", "release list", "retrain list", "rollout plan",
     "rollout status", "rollout watch", "status", "telemetry dead list", "token list",
@@ -75,8 +76,10 @@ ELSEWHERE = {
 UNAUDITED = {
     "api/guard.py: _touch": "the last use of a token, kept beside it",
     "fleet/broker_guard.py: _reissue": "certificates that ran out are forgotten; their revocation was audited",
+    "fleet/reconciler.py: _ask_devices": "that it was sent; who asked was audited",
     "fleet/reconciler.py: stop": "the lease of the reconciler: housekeeping between replicas",
     "fleet/reconciler.py: _ours": "the same",
+    "api/device_api.py: _reply_now": "a device's answer; `asks.answered` audits it, where something was asked",
     "monitoring/mqtt_ingest.py: _flush": "a device's report: kept as evidence with its sequence number",
 }
 
@@ -171,6 +174,7 @@ class Act:
 
 COMMANDS = {
     "data add": Act("data.add", "{folder}/rows.csv --name rows --target y", says_why=False),
+    "device ask": Act("device.ask", "press-1 rebirth --wait 0", says_why=False),
     "device approve": Act("device.approve", "press-3", says_why=False),
     "device clear-clone": Act("device.clear-clone", "press-1"),
     "device preauthorise": Act("device.preauthorise", "--serial 12", says_why=False),
@@ -257,6 +261,7 @@ def test_a_command_that_reads_leaves_nothing(stage: Stage, words: str) -> None:
         stage.experiment_runs()
     reference = {
         "data example": ["iris", "--out", str(stage.folder / "iris.csv")], "data show": ["rows"],
+        "device asked": ["press-1"],
         "device show": ["press-1"], "drift simulate": ["--runs", "4"], "experiment show": [stage.experiment],
         "model exposure": ["pump@1"], "model show": ["pump@1", "--json"],
         "model explain": ["pump@1", str(stage.folder / "readings.csv"), "--permutations", "3"],
@@ -399,6 +404,7 @@ DEVICE_ACTS = {
     Paths.RENEW: "device.renew",
     Paths.RECOVER: "device.recover",
     Paths.RECOVERY_NONCE: "",  # a number to be signed; it is kept for a minute
+    Paths.REPLY: "device.answer",
     Paths.TELEMETRY: "",  # reports
 }
 
