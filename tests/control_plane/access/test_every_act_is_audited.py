@@ -79,7 +79,6 @@ UNAUDITED = {
     "fleet/reconciler.py: _ask_devices": "that it was sent; who asked was audited",
     "fleet/reconciler.py: stop": "the lease of the reconciler: housekeeping between replicas",
     "fleet/reconciler.py: _ours": "the same",
-    "api/device_api.py: _reply_now": "a device's answer; `asks.answered` audits it, where something was asked",
     "monitoring/mqtt_ingest.py: _flush": "a device's report: kept as evidence with its sequence number",
 }
 
