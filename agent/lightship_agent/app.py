@@ -122,6 +122,7 @@ class Agent:
             observe_rows=self._monitor.observe_rows,
             feedback=self._monitor.feedback,
             refused=self._monitor.refused,
+            newest=self._monitor.newest,
         )
         self.allowed = Allowed.parse(settings.model_providers, settings.model_threads)
         self._residents = Residents(

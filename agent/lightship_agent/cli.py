@@ -44,11 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     key = _verb(verbs, "key", "Make the key this device will enrol with, and print its digest for the operator's list.")
     key.add_argument("--key-uri", default="", help="Print the digest of this key in a PKCS#11 token instead.")
     status = _verb(verbs, "status", "What the running agent serves and how it is.")
-    status.add_argument("--url", help="The agent's address; default: from the settings, its Unix socket first.")
-    status.add_argument("--ca", help="PEM of the authority that verifies it over https; default: the system's.")
-    status.add_argument(
-        "--token-file", help="File that holds a token, where the agent wants one; - for standard input."
-    )
+    explain = _verb(verbs, "explain", "Why the running agent answered its newest rows so, feature by feature.")
+    explain.add_argument("--model", help="Which model; default: the only one that is served.")
+    explain.add_argument("--newest", type=int, default=5, help="How many of the last rows, up to 16. Default: 5.")
+    explain.add_argument("--permutations", type=int, default=10, help="Walks per row: more are closer. Default: 10.")
+    explain.add_argument("--top", type=int, default=5, help="Features named per row. Default: 5.")
+    for verb in (status, explain):
+        _say_where(verb)
     token = _verb(verbs, "token", "Make a token for a program that asks over HTTP; it is shown once.")
     token.add_argument("name", metavar="NAME", help="What the token is called in the file.")
     token.add_argument("--file", help="The token file; default: LIGHTSHIP_AGENT_HTTP_TOKEN_FILE.")
@@ -91,6 +93,12 @@ def _verb(verbs: Any, name: str, help_text: str) -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", help="Where identity, bundles and the outbox live.")
     parser.add_argument("--json", action="store_true", help="Machine-readable output.")
     return parser
+
+
+def _say_where(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--url", help="The agent's address; default: from the settings, its Unix socket first.")
+    verb.add_argument("--ca", help="PEM of the authority that verifies it over https; default: the system's.")
+    verb.add_argument("--token-file", help="File that holds a token, where the agent wants one; - for standard input.")
 
 
 def _run(_options: argparse.Namespace, settings: Settings) -> int:
@@ -182,9 +190,8 @@ def _ask_health(options: argparse.Namespace, settings: Settings) -> tuple[str, A
 
     import httpx
 
-    kind = "https" if settings.http_certificate_file else "http"
     by_socket = not options.url and bool(settings.socket)
-    url = "http://localhost" if by_socket else options.url or f"{kind}://{settings.http_host}:{settings.http_port}"
+    url = "http://localhost" if by_socket else options.url or _own_url(settings)
     token = _token(options.token_file).strip()
     try:
         verify = ssl.create_default_context(cafile=options.ca) if options.ca else True
@@ -195,6 +202,32 @@ def _ask_health(options: argparse.Namespace, settings: Settings) -> tuple[str, A
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e:
         where = settings.socket if by_socket else url
         raise _no_agent(where, f"{type(e).__name__}: {e}") from e
+
+
+def _own_url(settings: Settings) -> str:
+    kind = "https" if settings.http_certificate_file else "http"
+    return f"{kind}://{settings.http_host}:{settings.http_port}"
+
+
+def _explain(options: argparse.Namespace, settings: Settings) -> int:
+    from dataclasses import asdict
+
+    from .client import Client
+
+    address = options.url or (f"unix:{settings.socket}" if settings.socket else _own_url(settings))
+    token = _token(options.token_file).strip()
+    with Client(address, model=options.model, timeout=60.0, token=token, ca=options.ca) as client:
+        told = client.explain(newest=options.newest, permutations=options.permutations, top=options.top)
+    if options.json:
+        _show([asdict(one) for one in told], as_json=True)
+        return 0
+    for one in told:
+        _print(f"{one.target}: {one.explained:.4g}, where the average is {one.base:.4g}")
+        width = max((len(r.feature) for r in one.reasons), default=0)
+        for r in one.reasons:
+            value = f"{r.value:.4g}" if isinstance(r.value, float) else r.value or "missing"
+            _print(f"  {r.attribution:+10.4g}  {r.feature:<{width}}  {value}")
+    return 0
 
 
 def _beside_words(beside: list[dict[str, Any]]) -> str:
@@ -326,6 +359,7 @@ _VERBS = {
     "enrol": _enrol,
     "key": _key,
     "status": _status,
+    "explain": _explain,
     "token": _new_token,
     "verify": _verify,
     "import": _import,

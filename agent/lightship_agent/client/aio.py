@@ -94,14 +94,16 @@ class AsyncClient:
         """
         return cast("Answer", await self._ask(lambda known: self._wire.predict(rows, known, id, key)))
 
-    async def explain(self, rows: Any, *, permutations: int = 10, seed: int = 0, top: int = 5) -> tuple[Explained, ...]:
+    async def explain(
+        self, rows: Any = None, *, newest: int = 1, permutations: int = 10, seed: int = 0, top: int = 5
+    ) -> tuple[Explained, ...]:
         """As `Client.explain`.
 
         Raises:
             ServingError: what the agent refused with.
             LinkError: link.unreachable, link.slow, link.status.
         """
-        wish = {"permutations": permutations, "seed": seed, "top": top}
+        wish = {"permutations": permutations, "seed": seed, "top": top, "newest": newest if rows is None else 0}
         return cast("tuple[Explained, ...]", await self._ask(lambda known: self._wire.explain(rows, known, wish)))
 
     async def feedback(self, prediction_id: str, label: str | float) -> bool:

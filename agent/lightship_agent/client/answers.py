@@ -100,7 +100,7 @@ class Wire(Protocol):
         """Tell a label; True when it counted, False when it was told before."""
 
     def explain(self, rows: Any, known: Known, wish: Mapping[str, int]) -> Ask:
-        """Ask for `Explained` of each row.
+        """Ask for `Explained` of each row; of None for those that `wish` says.
 
         Raises:
             ServingError: serving.not-found where this face has no explanations.
@@ -156,16 +156,13 @@ class HttpWire:
 
     def explain(self, rows: Any, known: Known, wish: Mapping[str, int]) -> Ask:
         """As `Wire`."""
-        matrix = _matrix(rows)
-        tensor = {
-            "name": known.tensor,
-            "datatype": "FP32",
-            "shape": list(matrix.shape),
-            "data": matrix.ravel().tolist(),
-        }
-        body = _json({"inputs": [tensor], "parameters": dict(wish)})
+        asked: dict[str, Any] = {"parameters": dict(wish)}
+        if rows is not None:
+            matrix = _matrix(rows)
+            tensor = {"name": known.tensor, "datatype": "FP32", "shape": list(matrix.shape)}
+            asked["inputs"] = [{**tensor, "data": matrix.ravel().tolist()}]
         headers = (("content-type", "application/json"),)
-        return Ask(body, _reader(_explained), "POST", _path(known.model or "", "/explain"), headers)
+        return Ask(_json(asked), _reader(_explained), "POST", _path(known.model or "", "/explain"), headers)
 
     def ready(self, model: str | None) -> Ask:
         """As `Wire`."""

@@ -105,14 +105,18 @@ class Client:
         answer = self._ask(lambda known: self._wire.predict(rows, known, id, key))
         return cast("Answer", answer)
 
-    def explain(self, rows: Any, *, permutations: int = 10, seed: int = 0, top: int = 5) -> tuple[Explained, ...]:
+    def explain(
+        self, rows: Any = None, *, newest: int = 1, permutations: int = 10, seed: int = 0, top: int = 5
+    ) -> tuple[Explained, ...]:
         """Why the model answers `rows` (numbers) so, one `Explained` a row; it takes many predictions' time.
+
+        Without rows: the `newest` rows that the device has answered, to whomever; 1 to 16.
 
         Raises:
             ServingError: what the agent refused with.
             LinkError: link.unreachable, link.slow, link.status.
         """
-        wish = {"permutations": permutations, "seed": seed, "top": top}
+        wish = {"permutations": permutations, "seed": seed, "top": top, "newest": newest if rows is None else 0}
         return cast("tuple[Explained, ...]", self._ask(lambda known: self._wire.explain(rows, known, wish)))
 
     def feedback(self, prediction_id: str, label: str | float) -> bool:

@@ -165,6 +165,13 @@ class Monitor:
             serving = [s for s in self._streams.values() if self._serving.get(s.key.model) is s]
             return tuple(StandingFault(s.key.model, name, kind) for s in serving for kind, name in s.counts.faults)
 
+    def newest(self, model: LoadedModel, rows: int) -> npt.NDArray[np.float32]:
+        """The last rows that `model` answered, float32 `[n, width]`, oldest first: `rows`, or as many as are held."""
+        stream = self._streams.get(model.digest)
+        if stream is None:
+            return np.empty((0, model.schema.width), dtype=np.float32)
+        return stream.ring.newest(rows)
+
     def feedback(self, model: str, prediction_id: str, label: str) -> bool:
         """Join a label to its prediction; True when it counted, False for a duplicate.
 

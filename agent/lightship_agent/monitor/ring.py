@@ -115,12 +115,22 @@ class RowRing:
         """Everything pushed since the last drain and not overwritten, as copies."""
         with self._drain_lock:
             with self._push_lock:
+                if not self._active.head:  # the other buffer keeps the newest rows
+                    return self._active.copy_out()
                 full, self._active = self._active, self._spare
                 self._dropped += full.dropped
             block = full.copy_out()
             full.clear()
             self._spare = full
             return block
+
+    def newest(self, rows: int) -> npt.NDArray[np.float32]:
+        """Copies of the last rows pushed, oldest first, float32 `[n, width]`; drained or not; maybe fewer."""
+        with self._drain_lock, self._push_lock:
+            fresh = self._active.last(rows)
+            if self._active.dropped:  # what was between them and the other buffer's is gone
+                return fresh
+            return np.concatenate([self._spare.last(rows - len(fresh), cleared=True), fresh])
 
 
 class _Buffer:
@@ -133,6 +143,7 @@ class _Buffer:
         self.labels = np.full(capacity, 0, dtype=np.int64)
         self.tops = np.full(capacity, 0, dtype=np.float32)
         self.head = 0
+        self.held = 0  # rows, when it was cleared
         #: Of each row the id of its request; None of a request with more rows, which is among `several`.
         self.ids: list[str | None] = [None] * capacity
         # Each has a row or more, so no more than `capacity` of them can still have one here.
@@ -214,7 +225,11 @@ class _Buffer:
         firsts, rows, names = zip(*sorted(found), strict=True)
         return Requests(names, np.array(firsts, dtype=np.int64), np.array(rows, dtype=np.int64))
 
+    def last(self, rows: int, *, cleared: bool = False) -> npt.NDArray[np.float32]:
+        head = self.held if cleared else self.head
+        return self.rows[np.arange(max(0, head - min(rows, self.capacity)), head) % self.capacity]
+
     def clear(self) -> None:
-        self.head = 0
+        self.held, self.head = self.head, 0
         self.ids = [None] * self.capacity
         self.several.clear()

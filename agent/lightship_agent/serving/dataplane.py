@@ -40,6 +40,7 @@ _LOG: Final = logging.getLogger("lightship.serving")
 Observe = Callable[[LoadedModel, npt.NDArray[np.float32], Prediction, str], None]
 Feedback = Callable[[str, str, str], bool]
 Refused = Callable[[LoadedModel, int, object], None]
+Newest = Callable[[LoadedModel, int], npt.NDArray[np.float32]]
 
 
 class Observer(Protocol):
@@ -74,6 +75,7 @@ class DataPlane:
             highest scores, ids); `observe_row`, for each, when None.
         feedback: called with (model name, prediction id, label); True when the label was counted.
         refused: called with (model, rows, data) when a request for that model does not fit its schema.
+        newest: the last rows that a model answered, at most so many; none when None.
         max_in_flight: requests that may be inside at once.
         clock: monotonic seconds.
     """
@@ -86,6 +88,7 @@ class DataPlane:
         observe_rows: ObserveRows | None = None,
         feedback: Feedback | None = None,
         refused: Refused | None = None,
+        newest: Newest | None = None,
         max_in_flight: int = 64,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -93,6 +96,7 @@ class DataPlane:
         self._observe, self._observe_row, self._observe_rows = self._observers
         self._feedback = feedback or _no_feedback
         self._refused = refused
+        self.newest = newest or _no_rows
         self._clock = clock
         self._world = _World({}, {})
         self._told: tuple[Callable[[], None], ...] = ()
@@ -425,6 +429,10 @@ class DataPlane:
 
 def _no_feedback(_model: str, _prediction_id: str, _label: str) -> bool:
     raise ServingError("serving.unknown-prediction", "This agent keeps no predictions to compare with.")
+
+
+def _no_rows(model: LoadedModel, _rows: int) -> npt.NDArray[np.float32]:
+    return np.empty((0, model.schema.width), dtype=np.float32)
 
 
 def _both(first: Observe, second: Observe) -> Observe:

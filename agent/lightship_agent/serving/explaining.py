@@ -4,7 +4,8 @@ Rules:
 * one explanation at a time and one in line, in a thread of its own that yields to everything else on the device: a
   prediction never waits for an explanation;
 * bounded before it begins: rows, permutations, and the rows that the model would have to predict;
-* nothing is observed: what an explanation asks the model is nobody's measurement.
+* nothing is observed: what an explanation asks the model is nobody's measurement;
+* the rows are the client's, or the newest that the device answered: while an alarm stands, those that it is about.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MAX_ROWS: Final = 16
 MAX_EVALUATIONS: Final = 100_000  # rows predicted in one explanation
 _WAITING: Final = 2
 _NICE: Final = 10
+_NOTHING: Final = {b"[]", b"null"}
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,10 +42,13 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     permutations: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 10
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 0
     top: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
+    newest: Annotated[int, msgspec.Meta(ge=0, le=MAX_ROWS)] = 0  # rows of the device's own, instead of inputs
 
 
 class _Asked(msgspec.Struct):
     parameters: Wish = Wish()
+    id: str | None = None
+    inputs: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class Explainer:
@@ -52,10 +57,17 @@ class Explainer:
     Args:
         get: the model of a name and a version.
         count_error: called with the code of what is refused.
+        newest: the last rows that a model answered, at most so many.
     """
 
-    def __init__(self, get: Callable[[str, str | None], LoadedModel], count_error: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        get: Callable[[str, str | None], LoadedModel],
+        count_error: Callable[[str], None],
+        newest: Callable[[LoadedModel, int], Floats],
+    ) -> None:
         self._get = get
+        self._newest = newest
         self._count_error = count_error
         self._admission = Admission(_WAITING, count_error)
         self._pool: ThreadPoolExecutor | None = None
@@ -85,14 +97,7 @@ class Explainer:
     def _work(self, text: Callable[[], bytes], length: int | None, which: tuple[str, str | None], ends: float) -> bytes:
         try:
             check_in_time(ends)
-            body = text()
-            request, _ = decode_infer(body, header_length=length, model=which[0], version=which[1])
-            if len(request.id) > MAX_ID:
-                raise _too_long(request.id)
-            wish = _wish(body if length is None else body[:length])
-            model = self._get(*which)
-            _check_kind(model)
-            rows = input_rows(request.inputs, model.schema)
+            model, rows, wish, told_id = self._understand(text(), length, which)
             _check(model, rows, wish)
             told = explain_rows(
                 model, rows, permutations=wish.permutations, seed=wish.seed, go_on=lambda: check_in_time(ends)
@@ -100,7 +105,32 @@ class Explainer:
         except ServingError as e:
             self._count_error(e.code)
             raise
-        return msgspec.json.encode({"id": request.id, **plain(told, model, wish.top)})
+        return msgspec.json.encode({"id": told_id, **plain(told, model, wish.top)})
+
+    def _understand(
+        self, body: bytes, length: int | None, which: tuple[str, str | None]
+    ) -> tuple[LoadedModel, Floats, Wish, str]:
+        asked = _asked(body if length is None else body[:length])
+        wish, told_id = asked.parameters, asked.id or ""
+        if len(told_id) > MAX_ID:
+            raise _too_long(told_id)
+        if wish.newest:
+            if bytes(asked.inputs) not in _NOTHING:
+                raise ServingError("serving.malformed", "Expected inputs, or the parameter `newest`; found both.")
+            model = self._get(*which)
+            _check_kind(model)
+            return model, self._latest(model, wish.newest), wish, told_id
+        request, _ = decode_infer(body, header_length=length, model=which[0], version=which[1])
+        model = self._get(*which)
+        _check_kind(model)
+        return model, input_rows(request.inputs, model.schema), wish, told_id
+
+    def _latest(self, model: LoadedModel, count: int) -> Floats:
+        rows = self._newest(model, count)
+        if not len(rows):
+            message = f"{model.name}@{model.version} has answered no rows that are still held."
+            raise ServingError("serving.input", message, remedy="Send the rows in `inputs`.")
+        return rows
 
 
 def _too_long(told: str) -> ServingError:
@@ -121,9 +151,9 @@ def _check(model: LoadedModel, rows: Floats, wish: Wish) -> None:
         raise ServingError("serving.too-large", message, remedy="Ask for fewer rows or permutations.")
 
 
-def _wish(text: bytes) -> Wish:
+def _asked(text: bytes) -> _Asked:
     try:
-        return msgspec.json.decode(text, type=_Asked).parameters
+        return msgspec.json.decode(text, type=_Asked)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise ServingError("serving.malformed", f"The parameters of an explanation: {e}.") from e
 

@@ -122,7 +122,7 @@ class HttpApp:
     def __post_init__(self) -> None:
         """Compile the route table."""
         self._light = ThreadPoolExecutor(1, thread_name_prefix="lightship-aside")
-        self._explainer = Explainer(self.plane.get, self.plane.count_error)
+        self._explainer = Explainer(self.plane.get, self.plane.count_error, self.plane.newest)
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         table: tuple[tuple[str, str, Handler], ...] = (
             (model + "/infer", "POST", self._infer),

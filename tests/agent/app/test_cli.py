@@ -231,12 +231,16 @@ def test_an_agent_serves_says_how_it_is_and_delivers_what_it_counted_before_it_s
         port = _port_of(agent)
         status = command("status", "--json", "--url", f"http://127.0.0.1:{port}", state=state)
         table = command("status", "--url", f"http://127.0.0.1:{port}", state=state)
+        reasons = command("explain", "--json", "--newest", "3", state=state, SOCKET=str(agent.socket))
+        unknown = command("explain", "--json", "--model", "press", state=state, SOCKET=str(agent.socket))
         ended = agent.terminate()
 
     said = json.loads(status.stdout)
     assert (said["device"], said["degraded"], said["running"][0]["digest"]) == ("press-1", [], digest)
     assert (said["link"]["mqtt"], said["link"]["server"]) == ("off", field.url)
     assert f"pump@1 ({digest[:12]})" in table.stdout
+    assert [set(one) for one in json.loads(reasons.stdout)] == [{"target", "base", "explained", "reasons"}] * 3
+    assert refusal(unknown) == "serving.unknown-model"
     assert ended == 0
     # The window was far from full: stopping has closed it, and sent it.
     with field.home.database.read() as session:

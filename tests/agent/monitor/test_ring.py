@@ -110,6 +110,24 @@ def test_draining_in_between_loses_nothing(pushes: list[tuple[int, bool]]) -> No
     assert ring.dropped == 0
 
 
+@given(pushes=st.lists(st.tuples(st.integers(1, 12), st.booleans()), max_size=30), asked=st.integers(0, 40))
+def test_the_newest_rows_are_told_drained_or_not(pushes: list[tuple[int, bool]], asked: int) -> None:
+    ring, total, since, before = RowRing(9, 3), 0, 0, 0
+    for n, drained in pushes:
+        push(ring, total, n)
+        total, since = total + n, since + n
+        if drained:
+            ring.drain()
+            ring.drain()  # of nothing, which changes nothing
+            before, since = since, 0
+
+    told = ring.newest(asked)[:, 0].tolist()
+
+    # Each buffer holds nine rows at most; what is told has no holes.
+    held = 9 if since > 9 else since + min(before, 9)
+    assert told == list(range(total - min(asked, held), total))
+
+
 def test_a_drained_block_is_not_touched_by_later_pushes() -> None:
     ring = RowRing(4, 3)
     push(ring, 0, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from tests.agent.app.agents import command
 from tests.agent.conftest import FEATURES, training_rows
 from tests.agent.serving.test_http import Served, code, serve
 
@@ -90,6 +92,26 @@ def test_the_same_request_has_the_same_reasons_and_a_binary_one_too(tcp: Served)
     plain = tcp.infer(ROWS, EXPLAIN, parameters={"seed": 4})
     assert tensors(plain)["attributions"].tolist() == tensors(binary)["attributions"].tolist()
     assert tensors(tcp.infer(ROWS, EXPLAIN))["attributions"].tolist() != tensors(plain)["attributions"].tolist()
+
+
+def test_the_newest_rows_the_device_answered_are_explained_without_being_sent(tcp: Served) -> None:
+    for row in ROWS:
+        tcp.infer(row[None])
+    own = tcp.client.post(EXPLAIN, json={"id": "own", "parameters": {"newest": 2, "permutations": 20}})
+
+    sent = tcp.infer(ROWS[1:], EXPLAIN, id="own", parameters={"permutations": 20})
+    assert own.status_code == 200
+    assert own.json() == sent.json()
+
+
+def test_rows_of_its_own_that_the_device_has_not_are_refused(tcp: Served) -> None:
+    none = tcp.client.post(EXPLAIN, json={"parameters": {"newest": 4}})
+    both = tcp.infer(ROWS, EXPLAIN, parameters={"newest": 1})
+    many = tcp.client.post(EXPLAIN, json={"parameters": {"newest": 17}})
+
+    assert [code(r) for r in (none, both, many)] == [
+        (400, "serving.input"), (400, "serving.malformed"), (400, "serving.malformed"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -186,6 +208,21 @@ def test_a_program_asks_for_reasons(tcp: Served) -> None:
     assert one.target in ("healthy", "worn", "broken")
     assert one.base + sum(r.attribution for r in one.reasons) == pytest.approx(one.explained, abs=1e-6)
     assert {r.feature: r.value for r in one.reasons} == dict(zip(FEATURES, ROWS[0].tolist(), strict=True))
+
+
+def test_in_a_terminal_the_newest_rows_are_told_with_what_moved_them(make_model: Models, tmp_path: Path) -> None:
+    for served in serve([make_model(kind="three-classes")], tmp_path, unix=True):
+        for row in ROWS:
+            served.infer(row[None])
+        socket = str(tmp_path / "agent.sock")
+        told = command("explain", "--json", "--newest", "2", state=tmp_path, SOCKET=socket)
+        words = command("explain", "--newest", "1", "--top", "2", state=tmp_path, SOCKET=socket)
+        with Client(f"unix:{socket}") as client:
+            own = client.explain(newest=2)
+
+    assert [one["explained"] for one in json.loads(told.stdout)] == [one.explained for one in own]
+    assert words.stdout.count("\n") == 3
+    assert "temperature" in words.stdout
 
 
 def test_there_are_no_reasons_over_frames(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Served:
 
 def serve(models: list[LoadedModel], tmp_path: Path, *, unix: bool = False) -> Iterator[Served]:
     monitor = Monitor(64)
-    plane = DataPlane(monitor.observe, feedback=monitor.feedback, refused=monitor.refused)
+    plane = DataPlane(monitor.observe, feedback=monitor.feedback, refused=monitor.refused, newest=monitor.newest)
     for model in models:
         plane.install(model)
     app = create_app(
