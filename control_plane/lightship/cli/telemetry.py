@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
 import signal
 import threading
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,8 @@ from lightship.settings import Settings
 from lightship_agent.contract.codes import FleetError
 
 from .console import emit, json_option, opened, say, stamp, table, with_home
+from .moments import moment
+from .tail import tail
 
 MAX_WORKERS = 16
 #: New objects that the collector lets be before it looks: a batch is some ten thousand, none of them in a circle.
@@ -73,6 +72,9 @@ def ingest(settings: Settings, worker: int, log_level: str, as_json: bool) -> No
 @click.group()
 def telemetry() -> None:
     """What devices have reported."""
+
+
+telemetry.add_command(tail)
 
 
 @telemetry.group()
@@ -137,22 +139,9 @@ def show(home: Home, which: str, out: Path | None, as_json: bool) -> None:
     table("Dead letter", ("", ""), [(name, stamp(v) if name == "at" else v) for name, v in facts.items()])
 
 
-def _moment(_context: click.Context, _option: click.Parameter, value: str) -> int:
-    """`2h` ago, or an ISO date and time, as milliseconds."""
-    if found := re.fullmatch(r"(\d{1,6})([smhd])", value):
-        ago = int(found[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[found[2]]
-        return int((time.time() - ago) * 1_000)
-    try:
-        at = datetime.fromisoformat(value)
-    except ValueError as e:
-        message = f"expected a span like 12h or 7d, or a date like 2026-05-01T12:00; found {value!r}"
-        raise click.BadParameter(message) from e
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000)
-
-
 @telemetry.command()
-@click.option("--since", callback=_moment, default="24h", show_default=True, help="A span ago, or a date (UTC).")
-@click.option("--until", callback=_moment, default="0s", help="The same; default: now.")
+@click.option("--since", callback=moment, default="24h", show_default=True, help="A span ago, or a date (UTC).")
+@click.option("--until", callback=moment, default="0s", help="The same; default: now.")
 @click.option("--device", default="", help="Only of this device.")
 @click.option("--rollup", type=click.Choice(["none", "hourly", "daily"]), default="none", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The Parquet file.")

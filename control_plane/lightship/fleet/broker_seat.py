@@ -58,6 +58,7 @@ class Heard(NamedTuple):
     """A message."""
 
     mid: int
+    topic: str
     payload: bytes
     retain: bool
     properties: Any
@@ -230,7 +231,7 @@ class Seat:
 
     def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         more = getattr(message, "properties", None)
-        self.heard.append(Heard(message.mid, bytes(message.payload), message.retain, more))
+        self.heard.append(Heard(message.mid, message.topic, bytes(message.payload), message.retain, more))
 
     def _published(self, _client: paho.Client, _data: Any, mid: int, reason: Any, _more: Any) -> None:
         self.reasons[mid] = reason.value

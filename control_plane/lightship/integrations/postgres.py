@@ -22,11 +22,14 @@ from lightship.monitoring.history import DAY_MS, HOUR_MS, Keep, Numbers, Report,
 from lightship_agent.contract.codes import StorageError
 
 AHEAD_DAYS: Final = 2
+#: Several workers commit at once: what came so long before a mark may have appeared behind it, in milliseconds.
+OVERLAP_MS: Final = 5_000
 _LOCK: Final = 7_421_190_002  # an advisory lock's number, ours
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS reports (device text NOT NULL, ts bigint NOT NULL, epoch text NOT NULL, seq bigint NOT NULL,
     recv bigint NOT NULL, kind text NOT NULL, approx boolean NOT NULL, body bytea NOT NULL,
     PRIMARY KEY (device, ts, epoch, seq)) PARTITION BY RANGE (ts);
+CREATE INDEX IF NOT EXISTS reports_came ON reports USING brin (recv);
 CREATE TABLE IF NOT EXISTS due (hour bigint PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS hourly (device text NOT NULL, begins bigint NOT NULL, numbers bytea NOT NULL,
     PRIMARY KEY (device, begins));
@@ -103,6 +106,28 @@ class PostgresHistory:
             if len(rows) < 10_000:
                 return
             after = rows[-1][:4]
+
+    def end(self) -> int:
+        """A mark behind what has come so far."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT max(recv) FROM reports")
+            (last,) = cursor.fetchone()
+        return int(last or 0)
+
+    def arrivals(self, mark: int, devices: Sequence[str], limit: int = 1_000) -> tuple[int, list[Report]]:
+        """What of these devices came behind a mark, in the order of arrival, and the mark behind that.
+
+        The last `OVERLAP_MS` come a second time; more than `limit` where they came in the same millisecond.
+        """
+        query = """SELECT * FROM reports WHERE recv > %s AND device = ANY(%s)
+            ORDER BY recv FETCH FIRST %s ROWS WITH TIES"""
+        with self._transaction() as cursor:
+            cursor.execute(query, (mark, list(devices), limit))
+            found = [Report(*row) for row in cursor.fetchall()]
+        if not found:
+            return mark, []
+        last = found[-1].recv
+        return (last if len(found) >= limit else max(mark, last - OVERLAP_MS)), found
 
     def due(self, before: int) -> list[int]:
         """Hours that ended before then, in which something came that is not rolled up."""

@@ -78,6 +78,15 @@ class History(Protocol):
     def read(self, since: int, until: int, device: str = "") -> Iterator[Report]:
         """What was reported from `since` to before `until`, by device and time."""
 
+    def end(self) -> int:
+        """A mark behind what has come so far."""
+
+    def arrivals(self, mark: int, devices: Sequence[str], limit: int = 1_000) -> tuple[int, list[Report]]:
+        """What of these devices came behind a mark, in the order of arrival, and the mark behind that.
+
+        The last few seconds may come a second time.
+        """
+
     def due(self, before: int) -> list[int]:
         """Hours that ended before then, in which something came that is not rolled up."""
 

@@ -84,6 +84,25 @@ class SqliteHistory:
             for row in self._db.cursor().execute(query, (since, until, device)):
                 yield Report._make((*row[:6], bool(row[6]), row[7]))
 
+    def end(self) -> int:
+        """A mark behind what has come so far."""
+        with _explained():
+            (last,) = self._db.cursor().execute("SELECT max(rowid) FROM reports").fetchone()
+        return int(last or 0)
+
+    def arrivals(self, mark: int, devices: Sequence[str], limit: int = 1_000) -> tuple[int, list[Report]]:
+        """What of these devices came behind a mark, in the order of arrival, and the mark behind that."""
+        end = self.end()
+        if end < mark:  # everything was pruned, and rows are counted from 1 again
+            mark = 0
+        query = """SELECT rowid, * FROM reports WHERE rowid > ? AND rowid <= ?
+            AND device IN (SELECT value FROM json_each(?)) ORDER BY rowid LIMIT ?"""
+        names = msgspec.json.encode(list(devices)).decode()
+        with _explained():
+            rows = self._db.cursor().execute(query, (mark, end, names, limit)).fetchall()
+        found = [Report._make((*row[1:7], bool(row[7]), row[8])) for row in rows]
+        return (rows[-1][0] if len(rows) == limit else end), found
+
     def due(self, before: int) -> list[int]:
         """Hours that ended before then, in which something came that is not rolled up."""
         with _explained():

@@ -67,6 +67,7 @@ ELSEWHERE = {
     "model import-tensors": "tests/control_plane/registry/test_tensors.py",
     "retrain run": "tests/control_plane/ingest/test_retrain.py",
     "telemetry dead show": "tests/control_plane/ingest/test_history.py; it only reads",
+    "telemetry tail": "tests/control_plane/ingest/test_tail.py; it only reads",
     "telemetry export": "tests/control_plane/ingest/test_history.py; it only reads",
     "train": "tests/control_plane/registry/test_pipeline.py",
     "up": "no act itself; what it runs has rows of its own",
