@@ -33,6 +33,7 @@ from lightship.monitoring.history import (
     remember,
     roll_up,
 )
+from lightship.monitoring.tail import Once
 from lightship_agent.contract.codes import LightshipError
 from lightship_agent.contract.messages import Heartbeat
 from lightship_agent.contract.wire import encode, pack
@@ -111,6 +112,19 @@ def test_what_comes_again_is_kept_once(history: History) -> None:
     assert history.write([report(1), report(2)]) == 2
     assert history.write([report(2), report(3), report(3)]) == 1
     assert all_of(history) == [report(1), report(2), report(3)]
+
+
+def test_arrivals_come_in_their_order_in_parts_and_none_is_left_out(history: History) -> None:
+    first = history.end()
+    history.write([report(n, NOW - n)._replace(recv=NOW + n) for n in range(1, 26)])
+    history.write([report(1, NOW, "pump-0")._replace(recv=NOW + 30)])
+    mark, once, shown = first, Once(), list[int]()
+    for _ in range(5):
+        mark, found = history.arrivals(mark, ["pump-1", "pump-9"], 10)
+        shown += [r.seq for r in once.new(found)]
+    assert shown == list(range(1, 26))
+    history.write([report(26)._replace(recv=NOW + 31)])
+    assert [r.seq for r in once.new(history.arrivals(mark, ["pump-1"], 100)[1])] == [26]
 
 
 def test_it_is_read_by_device_and_time(history: History) -> None:

@@ -212,17 +212,6 @@ def test_a_pruned_history_begins_again_and_nothing_new_is_missed(history: Histor
     assert [r.seq for r in found] == [20]
 
 
-def test_arrivals_come_in_parts_and_none_is_left_out(history: History) -> None:
-    now = now_ms()
-    history.write([stored(heartbeat(n, t=now + n)) for n in range(1, 26)])
-    mark, seen = 0, list[int]()
-    for _ in range(4):
-        mark, found = history.arrivals(mark, ["pump-1"], 10)
-        seen += [r.seq for r in found]
-    assert seen == list(range(1, 26))
-    assert history.arrivals(mark, ["pump-1"], 10)[1] == []
-
-
 @given(parts=st.lists(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 30)), max_size=10), max_size=10))
 def test_what_comes_again_is_shown_once(parts: Sequence[Sequence[tuple[str, int]]]) -> None:
     once, shown = Once(), list[tuple[str, int]]()
