@@ -58,6 +58,10 @@ class Calibration(NamedTuple):
         p = f_sf(statistic / (mean + noncentrality), freedom + noncentrality / scale, blocks)
         return np.where(self.settled, np.where(self.used, p, 0.0), 1.0)
 
+    def mixed(self, other: Calibration, chosen: Bools) -> Calibration:
+        """This one, and of the chosen streams the other."""
+        return Calibration(*(np.where(chosen, b, a) for a, b in zip(self, other, strict=True)))
+
 
 def calibrate(
     moments: Floats,

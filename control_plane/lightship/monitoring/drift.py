@@ -31,10 +31,12 @@ from . import conformal
 from .calibration import Calibration
 from .cbpe import estimate
 from .drift_settings import DriftSettings
-from .ladder import Ladder
+from .hourly import Now, learn_hours, ranked_by_hour, season_facts, season_of
+from .ladder import Hours, Ladder
 from .layout import Block, Layout
 from .memory import NEVER, Memory
 from .performance import Labelled, judge_errors
+from .season import Hour
 from .two_sample import psi_debiased, psi_exceeds
 from .verdict import Alarm, Calibrated, Estimate, FeatureShift, QualityFault, Verdict
 
@@ -75,6 +77,7 @@ def watch_stream(
     key: str,
     importances: Mapping[str, float] | None = None,
     labels: Sequence[Labelled] = (),
+    hours: Sequence[Hour] = (),
 ) -> Step:
     """Judge the last of `windows`, and the blocks that end with it, in the light of what is remembered.
 
@@ -93,6 +96,7 @@ def watch_stream(
         key: of the stream; ties of ranks are broken by it.
         importances: mean |attribution| per feature, from the manifest; ranks the evidence.
         labels: what labels have said so far of the windows up to this one.
+        hours: when each of `windows` was; without them no season is looked for.
 
     Raises:
         DriftError: drift.unknown when there is no window.
@@ -101,7 +105,7 @@ def watch_stream(
     layout = Layout(profile, settings, importances or {})
     if memory is None or not memory.fits(layout, settings):
         memory = Memory.fresh(layout, settings)
-    verdict, memory = _judge(layout, windows, first_window, settings, memory, key)
+    verdict, memory = _judge(layout, windows, first_window, settings, memory, key, hours)
     performance = judge_errors(labels, profile.errors, profile.labelled, settings)
     verdict = msgspec.structs.replace(
         verdict, performance=performance, estimate=_estimate(profile, windows, settings.history)
@@ -137,6 +141,7 @@ def _judge(
     settings: DriftSettings,
     memory: Memory | None,
     key: str | None,
+    hours: Sequence[Hour] = (),
 ) -> tuple[Verdict, Memory]:
     if not windows:
         raise DriftError("drift.unknown", "Expected at least one window, found none.")
@@ -144,7 +149,10 @@ def _judge(
     last = first_window + len(windows) - 1
     new = last > remembered.window
     calibration = remembered.calibration(layout, settings)
-    ladder = Ladder(layout, windows, first_window, settings, calibration if memory else None)
+    season = season_of(remembered, layout, settings, hours) if memory and len(hours) == len(windows) else None
+    ladder = Ladder(layout, windows, first_window, settings, calibration if memory else None, season)
+    if season is not None:
+        calibration = calibration.mixed(season.calibration, season.table.chosen)
     due = ladder.ending_at(last)
     before = next((found for e in range(last - 1, first_window - 1, -1) if (found := ladder.ending_at(e))), [])
     standing = [b for size in settings.sizes if (b := ladder.latest(size))]
@@ -154,7 +162,8 @@ def _judge(
     if new and key is not None and base in ladder.statistics:
         line = settings.record_line(layout.streams)
         remembered = remembered.ranked(last, ladder.statistics[base], ladder.enough[base], key, line)
-    facts = _Facts(layout, ladder, calibration, remembered)
+        remembered = ranked_by_hour(remembered, last, ladder.by_hour.get(base), key, line)
+    facts = _Facts(layout, ladder, calibration, remembered.deciding())
     alarms = _alarms(facts, due, before)
     quality = _quality(ladder, standing)
     verdict = Verdict(
@@ -167,22 +176,23 @@ def _judge(
         quality=quality,
         p_value=_device_p(ladder, standing),
         calibrated=_calibrated(facts) if memory is not None else None,
-        record={layout.names[s]: int(remembered.since[s]) for s in np.flatnonzero(remembered.active)},
+        season=season_facts(remembered, settings),
+        record={layout.names[s]: int(facts.memory.since[s]) for s in np.flatnonzero(facts.memory.active)},
     )
     if new:
-        remembered = _learn(facts, due, standing, last)
+        remembered = _learn(facts, remembered, due, standing, season)
     return verdict, remembered
 
 
 class _Facts(NamedTuple):
     layout: Layout
     ladder: Ladder
-    calibration: Calibration
+    calibration: Calibration  # of each stream, what it is judged by
     memory: Memory
 
 
-def _learn(facts: _Facts, due: list[Block], standing: list[Block], last: int) -> Memory:
-    layout, ladder, settings = facts.layout, facts.ladder, facts.ladder.settings
+def _learn(facts: _Facts, memory: Memory, due: list[Block], standing: list[Block], season: Hours | None) -> Memory:
+    layout, ladder, settings, last = facts.layout, facts.ladder, facts.ladder.settings, facts.ladder.end - 1
     faulty = {f.name for b in due for f in ladder.faults[b]}
     healthy = np.array([n not in faulty for n in layout.names], dtype=np.bool_)
     quiet = np.ones(layout.streams, dtype=np.bool_)
@@ -194,8 +204,16 @@ def _learn(facts: _Facts, due: list[Block], standing: list[Block], last: int) ->
     smallest = min(due, key=lambda b: b.size, default=None)
     if smallest:
         healthy &= ladder.enough[smallest]
+    sound = healthy.copy()
     healthy &= quiet | ~facts.calibration.ready
-    return facts.memory.learn(statistics, counts, last, healthy=healthy, quiet=quiet, settings=settings)
+    learnt = memory.learn(statistics, counts, last, healthy=healthy, quiet=quiet, settings=settings)
+    if season is None:
+        return learnt
+    lagging = Block(last + 1 - settings.sizes[-1], 1)
+    late = layout.cells(ladder.counts(lagging)[None, :])[0] if lagging.start >= ladder.first else None
+    now = Now(last, season.of[-1], counts, {b: ladder.by_hour[b] for b in due})
+    then = None if late is None else Now(lagging.start, season.of[-settings.sizes[-1]], late, {})
+    return learn_hours(learnt, layout, settings, season, now, then, sound=sound, quiet=quiet)
 
 
 def _calibrated(facts: _Facts) -> Calibrated:
@@ -255,7 +273,7 @@ def _confirmed(facts: _Facts, block: Block, name: str, *, repeated: bool) -> boo
     if not believed:
         return False
     cells = facts.layout.cells(facts.ladder.counts(block)[None, :])[0, s]
-    return bool(psi_exceeds(cells, facts.layout.reference[s], facts.ladder.settings.effect_floor))
+    return bool(psi_exceeds(cells, facts.ladder.reference(block, s), facts.ladder.settings.effect_floor))
 
 
 def _evidence(facts: _Facts, standing: list[Block]) -> tuple[FeatureShift, ...]:
@@ -278,7 +296,7 @@ def _shifts(
         return ()
     vectors = [ladder.counts(b) for _, b in chosen]
     cells = layout.cells(np.stack(vectors))[np.arange(len(chosen)), [s for s, _ in chosen]]
-    psi, low, high = psi_debiased(cells, layout.reference[[s for s, _ in chosen]])
+    psi, low, high = psi_debiased(cells, np.stack([ladder.reference(block, s) for s, block in chosen]))
     line = ladder.settings.record_line(layout.streams)
     evidence = conformal.evidence(memory.sums) / line if memory else np.zeros(layout.streams)
     shifts = [
@@ -298,6 +316,7 @@ def _shifts(
             reference=tuple(int(c) for c in layout.raw_reference[layout.raw[s]]),
             since=_since(memory, s),
             evidence=float(min(evidence[s], 1e9)),
+            seasonal=ladder.seasonal(block, s),
         )
         for i, (s, block) in enumerate(chosen)
     ]

@@ -25,6 +25,7 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
     performance_floor: float = 0.01  # rise of the error rate that is tolerated
     warm_up: int = 48  # windows of its own that a device is calibrated on, at least
     baseline: int = 336  # and at most: two weeks of hours
+    season_weeks: int = 4  # in which each hour of the week is learnt; 0: no seasons
     device_alpha: float = 0.01  # per device, when the drifting devices of a fleet are counted
     fleet_share: float = 0.5  # of the devices must drift together for it to be the fleet
     fleet_alpha: float = 0.001  # how unlikely that count must be by chance
@@ -42,6 +43,8 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
         floors = self.effect_floor >= 0 and 0 <= self.quality_floor < 1 and 0 <= self.performance_floor < 1
         if not (1 <= self.levels <= 16 and floors):
             raise SettingsError("settings.invalid", "Drift: expected 1 to 16 levels, floors of at least 0.")
+        if not 0 <= self.season_weeks <= 52 or self.season_weeks == 1:
+            raise SettingsError("settings.invalid", "Drift: a season takes 2 to 52 weeks, or 0 to look for none.")
         if not 8 <= self.warm_up <= self.baseline:
             raise SettingsError("settings.invalid", "Drift: expected 8 ≤ warm-up ≤ baseline, in windows.")
 

@@ -28,6 +28,7 @@ def explain(device: str, verdict: Verdict, settings: DriftSettings) -> list[str]
     said += _performance(verdict)
     said += _quiet(verdict, settings, set(names))
     said += _history(verdict)
+    said += _season(verdict)
     share = settings.budget / settings.horizon_windows
     said.append(
         f"The budget is {settings.budget:g} false alarms per {settings.horizon_windows:,} windows ({share:.1e} per "
@@ -42,7 +43,8 @@ def _shift(shift: FeatureShift | None, alarms: list[Alarm], floor: float) -> str
     windows = "window" if spans == "1" else "windows"
     if shift is None:
         return f"{name} has shifted, over {spans} {windows}."
-    sentence = f"{name} has shifted: PSI {shift.psi:.2f} (95 %: {shift.psi_low:.2f} to {shift.psi_high:.2f})"
+    against = " against the same hours of other weeks" if shift.seasonal else ""
+    sentence = f"{name} has shifted{against}: PSI {shift.psi:.2f} (95 %: {shift.psi_low:.2f} to {shift.psi_high:.2f})"
     sentence += f" over {spans} {windows}, p = {shift.p_value:.1e}"
     if shift.since is not None:
         sentence += f", since about window {shift.since}"
@@ -126,3 +128,22 @@ def _history(verdict: Verdict) -> list[str]:
     if c.away:
         said.append(f"Different from the training data since it was first looked at: {', '.join(c.away[:5])}.")
     return said
+
+
+def _season(verdict: Verdict) -> list[str]:
+    """What is compared with the same hour of the week, or why nothing is."""
+    s = verdict.season
+    if s is None:
+        return []
+    if s.streams:
+        named = ", ".join(s.streams[:5]) + (f" and {len(s.streams) - 5} more" if len(s.streams) > 5 else "")
+        verb = "has a season and is" if len(s.streams) == 1 else "have seasons and are"
+        return [
+            f"{named} {verb} compared with the same hour of up to {s.weeks} other weeks (UTC), not with training."
+        ]
+    if s.over:
+        return ["No stream has a season: its weeks were learnt, and no hour of the week is like itself."]
+    sentence = (
+        f"Seasons: {s.hours} of 168 hours of the week were seen, in up to {s.weeks} of {s.needed} weeks; a stream "
+    )
+    return [f"{sentence}is compared with its own hour once a season is evident, at the earliest after two weeks."]

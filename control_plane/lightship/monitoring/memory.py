@@ -4,7 +4,10 @@ Rules of this room:
 * pure; a memory is never changed, `learn` gives the next one; learning the same window again, or an older one, gives
   the memory itself;
 * it holds sums and counts, no rows: about 6 KB for 30 features, whatever the device's age;
-* everything is by stream, in the layout's order; another set of streams starts afresh.
+* everything is by stream, in the layout's order; another set of streams starts afresh;
+* a device with a season has two: what its comparisons with the training data amount to, and in `seasonal` what those
+  with the same hour of other weeks do. The table of hours is as large as a hundred windows while it is learnt, and
+  keeps only the streams that have a season.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from . import conformal
 from .calibration import Calibration, calibrate
 from .drift_settings import DriftSettings
 from .layout import Block, Counts, Layout
+from .season import Table
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -30,7 +34,9 @@ Bools = npt.NDArray[np.bool_]
 
 #: The number of no window.
 NEVER: Final = -1
-_LARGEST: Final = 4_000_000
+#: What of a memory decides about a stream.
+_DECIDE: Final = ("learnt", "history", "sums", "walk", "began", "since")
+_LARGEST: Final = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Memory:
     walk: Floats  # log evidence since it was last nothing, for dating the change
     began: Ints  # the window after that: since when
     since: Ints  # when the alarm of record was raised, or NEVER
+    table: Table | None = None  # the hours of the week; None until a window comes whose hour is known
+    seasonal: Memory | None = None  # of the comparisons with them
 
     @classmethod
     def fresh(cls, layout: Layout, settings: DriftSettings) -> Memory:
@@ -77,18 +85,34 @@ class Memory:
         """Streams whose alarm of record stands."""
         return np.asarray(self.since != NEVER)
 
-    def calibration(self, layout: Layout, settings: DriftSettings) -> Calibration:
-        """What the baseline amounts to now."""
+    def calibration(self, layout: Layout, settings: DriftSettings, *, seasonal: bool = False) -> Calibration:
+        """What the baseline amounts to now; a `seasonal` one is not asked whether it is the training data."""
         return calibrate(
             self.moments,
             self.learnt,
             self.history.sum(axis=1),
             conformal.median(self.history),
-            self.pooled,
+            layout.reference if seasonal else self.pooled,
             layout.reference,
             warm_up=settings.warm_up,
             floor=settings.effect_floor,
         )
+
+    @property
+    def chosen(self) -> Bools:
+        """Streams that are judged by their season."""
+        return np.zeros(len(self.names), dtype=np.bool_) if self.table is None else self.table.chosen
+
+    def deciding(self) -> Memory:
+        """The detectors that decide: per stream those of its season, or those of the training data."""
+        if self.seasonal is None or not self.chosen.any():
+            return self
+        pairs = ((getattr(self, n), getattr(self.seasonal, n)) for n in _DECIDE)
+        mixed = {
+            name: np.where(self.chosen if a.ndim == 1 else self.chosen[:, None], b, a)
+            for name, (a, b) in zip(_DECIDE, pairs, strict=True)
+        }
+        return replace(self, **mixed)
 
     def ranked(self, window: int, scores: Floats, testable: Bools, key: str, line: float) -> Memory:
         """With a window's scores ranked among those before, and bet on.
@@ -171,6 +195,9 @@ class _Stored(msgspec.Struct, frozen=True):
     levels: int
     cells: int
     arrays: tuple[bytes, ...]
+    table: tuple[bytes, ...] = ()
+    closed: bool = False
+    seasonal: bytes = b""
 
 
 def pack(memory: Memory) -> bytes:
@@ -178,8 +205,51 @@ def pack(memory: Memory) -> bytes:
     integers = (memory.learnt, memory.unbroken, memory.pooled, memory.history, memory.began, memory.since)
     arrays = tuple(a.astype("<i8").tobytes() for a in integers)
     arrays += tuple(a.astype("<f8").tobytes() for a in (memory.moments, memory.sums, memory.walk))
-    stored = _Stored(memory.names, memory.window, len(memory.moments), memory.pooled.shape[-1], arrays)
+    stored = _Stored(
+        memory.names,
+        memory.window,
+        len(memory.moments),
+        memory.pooled.shape[-1],
+        arrays,
+        table=() if memory.table is None else _table_bytes(memory.table),
+        closed=memory.table is not None and memory.table.closed,
+        seasonal=b"" if memory.seasonal is None else pack(memory.seasonal),
+    )
     return zlib.compress(msgspec.msgpack.encode(stored), 1)
+
+
+def _table_bytes(table: Table) -> tuple[bytes, ...]:
+    # What nobody has learnt takes no room: the counts are by stream, and of one without any, none are kept.
+    some = table.counts.any(axis=(0, 2))
+    return (
+        some.astype("<u1").tobytes(),
+        table.counts[:, some].astype("<u4").tobytes(),
+        *(a.astype("<i8").tobytes() for a in (table.weeks, table.last)),
+        *(a.astype("<f8").tobytes() for a in (table.agreement, table.size)),
+        table.chosen.astype("<u1").tobytes(),
+    )
+
+
+def _table_of(stored: _Stored) -> Table | None:
+    if not stored.table:
+        return None
+    fresh = Table.fresh(len(stored.names), stored.cells)
+    some, counts, weeks, last, agreement, size, chosen = stored.table
+    fresh.counts[:, np.frombuffer(some, "<u1").astype(np.bool_)] = np.frombuffer(counts, "<u4").reshape(
+        len(fresh.counts), -1, stored.cells
+    )
+    table = Table(
+        counts=fresh.counts,
+        weeks=np.frombuffer(weeks, "<i8"),
+        last=np.frombuffer(last, "<i8"),
+        agreement=np.frombuffer(agreement, "<f8").reshape(fresh.agreement.shape),
+        size=np.frombuffer(size, "<f8"),
+        chosen=np.frombuffer(chosen, "<u1").astype(np.bool_),
+        closed=stored.closed,
+    )
+    if any(getattr(table, n).shape != getattr(fresh, n).shape for n in ("weeks", "last", "size", "chosen")):
+        raise ValueError("The table of hours is of another size.")
+    return table
 
 
 def unpack(data: bytes) -> Memory:
@@ -206,6 +276,8 @@ def unpack(data: bytes) -> Memory:
             walk=walk,
             began=began,
             since=since,
+            table=_table_of(stored),
+            seasonal=unpack(stored.seasonal) if stored.seasonal else None,
         )
     except (zlib.error, msgspec.MsgspecError, ValueError) as e:
         raise DriftError("drift.unknown", f"The remembered state of a stream is not readable: {e}") from e

@@ -8,6 +8,7 @@ Rules of this room:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,13 +17,17 @@ import numpy.typing as npt
 
 from .calibration import Calibration
 from .drift_settings import DriftSettings
-from .layout import Block
+from .hourly import Now, learn_hours, ranked_by_hour, season_of
+from .ladder import ByHour, Hours
+from .layout import Block, Layout
 from .memory import Memory
+from .season import Hour
 from .tails import ncx2_isf
 from .two_sample import psi_exceeds, two_sample
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Hit(NamedTuple):
@@ -63,6 +68,7 @@ def replay(
     calibrated: bool = True,
     budget_streams: int | None = None,
     recalibrate: int = 1,
+    hours: Sequence[Hour] = (),
 ) -> Replayed:
     """Run the alarm rule over windows of counts.
 
@@ -76,15 +82,22 @@ def replay(
         budget_streams: streams the budget is shared among, where more exist than are simulated.
         recalibrate: how often, in windows, the calibration is made anew while the baseline grows; the product does so
             every time, and a long simulation need not.
+        hours: when each window was; without them no season is looked for.
     """
-    run = _Run(np.asarray(counts), np.asarray(reference, dtype=np.int64), settings, budget_streams or per_device)
+    run = _Run(np.asarray(counts), np.asarray(reference, dtype=np.int64), settings, budget_streams or per_device, hours)
     return run.all(key, calibrated=calibrated, recalibrate=recalibrate)
 
 
 class _Run:
     def __init__(
-        self, counts: npt.NDArray[np.integer], reference: Ints, settings: DriftSettings, per_device: int
+        self,
+        counts: npt.NDArray[np.integer],
+        reference: Ints,
+        settings: DriftSettings,
+        per_device: int,
+        hours: Sequence[Hour] = (),
     ) -> None:
+        self.hours = hours
         self.counts, self.reference, self.settings, self.per_device = counts, reference, settings, per_device
         self.windows, self.streams = counts.shape[0], counts.shape[1]
         self.statistic: list[Floats] = []
@@ -100,49 +113,87 @@ class _Run:
 
     def all(self, key: str, *, calibrated: bool, recalibrate: int) -> Replayed:
         settings, out = self.settings, Replayed([], [], [])
-        layout = _Streams(tuple(map(str, range(self.streams))), self.reference)
-        memory = Memory.fresh(layout, settings)  # type: ignore[arg-type]  # it has what is asked of it
+        streams = _Streams(tuple(map(str, range(self.streams))), self.reference)
+        layout: Layout = streams  # type: ignore[assignment]  # it has what is asked of it
+        memory = Memory.fresh(layout, settings)
         line = settings.record_line(self.per_device)
         calibration: Calibration | None = None
-        learnt = -1
+        season: Hours | None = None
+        learnt: object = None
         latest = np.zeros((settings.levels, self.streams), dtype=np.bool_)
         before = np.zeros((settings.levels, self.streams), dtype=np.bool_)
         yes = np.ones(self.streams, dtype=np.bool_)
         for w in range(self.windows):
-            if calibrated and w % recalibrate == 0 and int(memory.learnt.sum()) != learnt:
-                calibration, learnt = memory.calibration(layout, settings), int(memory.learnt.sum())  # type: ignore[arg-type]
-            previous = memory.active
+            if calibrated and w % recalibrate == 0 and _learnt(memory) != learnt:
+                calibration, learnt = memory.calibration(layout, settings), _learnt(memory)
+            if calibrated and self.hours:
+                season = self._season(memory, layout, season, fresh=w % recalibrate == 0)
+            due = [(j, Block(w + 1 - n, n)) for j, n in enumerate(settings.sizes) if (w + 1) % n == 0]
+            tests = {b: self._by_hour(season, b) for _, b in due} if season is not None else {}
+            standing = calibration if season is None else _mixed(calibration, season)
+            previous = memory.deciding().active
             if calibrated:
                 memory = memory.ranked(w, self.statistic[0][w], yes, key, line)
-                raised = memory.active & ~previous
+                memory = ranked_by_hour(memory, w, tests.get(Block(w, 1)), key, line)
+                raised = memory.deciding().active & ~previous
                 if raised.any():
                     out.records.extend(Hit(w, int(s), 0) for s in np.flatnonzero(raised))
-            blocks: dict[Block, Floats] = {}
-            for level, size in enumerate(settings.sizes):
-                if (w + 1) % size:
-                    continue
-                i = (w + 1) // size - 1
-                blocks[Block(w + 1 - size, size)] = self.statistic[level][i]
+            active = memory.deciding().active
+            for level, block in due:
+                i = block.start // block.size
                 over = self._over(level, i, calibration)
+                if season is not None:
+                    over = self._over_by_hour(level, tests[block], season, block, over)
                 before[level], latest[level] = latest[level], over
                 for s in np.flatnonzero(over):
-                    hit = Hit(w, int(s), size)
+                    hit = Hit(w, int(s), block.size)
                     out.warnings.append(hit)
-                    ready = calibration is not None and bool(calibration.ready[s])
-                    believed = bool(memory.active[s]) if ready else bool(before[level, s])
-                    if believed and self._material(level, i, int(s)):
+                    ready = standing is not None and bool(standing.ready[s])
+                    believed = bool(active[s]) if ready else bool(before[level, s])
+                    if believed and self._material(block, int(s), tests.get(block), season):
                         out.criticals.append(hit)
             if calibrated:
                 quiet = np.asarray(~latest.any(axis=0))
-                memory = memory.learn(
-                    blocks,
-                    self._window(w),
-                    w,
-                    healthy=quiet if calibration is None else quiet | ~calibration.ready,
-                    quiet=quiet,
-                    settings=settings,
-                )
+                healthy = quiet if standing is None else quiet | ~standing.ready
+                blocks = {b: self.statistic[j][b.start // b.size] for j, b in due}
+                cells = self._window(w)
+                memory = memory.learn(blocks, cells, w, healthy=healthy, quiet=quiet, settings=settings)
+                if season is not None:
+                    now = Now(w, self.hours[w], cells, tests)
+                    memory = self._learn_hours(memory, layout, season, now, quiet)
         return out
+
+    def _learn_hours(self, memory: Memory, layout: Layout, season: Hours, now: Now, quiet: Bools) -> Memory:
+        late = now.window + 1 - self.settings.sizes[-1]
+        then = Now(late, self.hours[late], self._window(late), {}) if late >= 0 else None
+        sound = np.ones(self.streams, dtype=np.bool_)
+        return learn_hours(memory, layout, self.settings, season, now, then, sound=sound, quiet=quiet)
+
+    def _season(self, memory: Memory, layout: Layout, known: Hours | None, *, fresh: bool) -> Hours | None:
+        if fresh or known is None:
+            return season_of(memory, layout, self.settings, self.hours)
+        return known if memory.table is None else known._replace(table=memory.table)
+
+    def _by_hour(self, season: Hours, block: Block) -> ByHour:
+        span = slice(block.start, block.end)
+        held = self.counts[span]
+        rows = held.sum(axis=-1).astype(np.float64)
+        expected = season.table.expected([h.slot for h in self.hours[span]], rows)
+        tests = two_sample(held.sum(axis=0, dtype=np.int64), expected)
+        least = self.settings.min_rows
+        return ByHour(tests.statistic, (tests.current >= least) & (tests.reference >= least), expected)
+
+    def _over_by_hour(self, level: int, test: ByHour, season: Hours, block: Block, over: Bools) -> Bools:
+        """`over`, and of the streams that have a season, whether they are beyond their line against it."""
+        used = season.table.chosen & test.known
+        if not used.any():
+            return over
+        cells = self.counts[block.start : block.end].sum(axis=0, dtype=np.int64)
+        tests = two_sample(cells, test.expected)
+        p = tests.p_value(self.settings.effect_floor)
+        noncentrality = tests.noncentrality(self.settings.effect_floor)
+        p = np.maximum(p, season.calibration.p_value(level, tests.statistic, noncentrality))
+        return np.where(used, p < self.settings.alpha(block.size, self.per_device), over)
 
     def _window(self, w: int) -> Ints:
         return np.asarray(self.counts[w], dtype=np.int64)
@@ -155,10 +206,19 @@ class _Run:
         p = calibration.p_value(level, statistic, self.noncentrality[level][i])
         return np.asarray(over & (p < self.settings.alpha(self.settings.sizes[level], self.per_device)))
 
-    def _material(self, level: int, i: int, s: int) -> bool:
-        size = self.settings.sizes[level]
-        cells = self.counts[i * size : (i + 1) * size, s].sum(axis=0, dtype=np.int64)
-        return bool(psi_exceeds(cells, self.reference[s], self.settings.effect_floor))
+    def _material(self, block: Block, s: int, test: ByHour | None, season: Hours | None) -> bool:
+        cells = self.counts[block.start : block.end, s].sum(axis=0, dtype=np.int64)
+        by_hour = season is not None and test is not None and bool(season.table.chosen[s] & test.known[s])
+        reference = test.expected[s] if by_hour and test is not None else self.reference[s]
+        return bool(psi_exceeds(cells, reference, self.settings.effect_floor))
+
+
+def _learnt(memory: Memory) -> int:
+    return int(memory.learnt.sum())
+
+
+def _mixed(calibration: Calibration | None, season: Hours) -> Calibration | None:
+    return None if calibration is None else calibration.mixed(season.calibration, season.table.chosen)
 
 
 def _lines(df: Floats, noncentrality: Floats, alpha: float) -> Floats:

@@ -32,6 +32,7 @@ class FeatureShift(msgspec.Struct, frozen=True, kw_only=True):
     reference: tuple[int, ...]
     since: int | None = None  # the window in which the change seems to have begun
     evidence: float = 0.0  # of the alarm of record, relative to its line: raised at 1
+    seasonal: bool = False  # against the same hours of other weeks, not the training data
 
 
 class QualityFault(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +68,16 @@ class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
     phi: float  # the largest of all streams: the mean of T over its degrees of freedom, 1 for independent rows
     phi_name: str  # and whose it is
     away: tuple[str, ...]  # streams that have differed from the training data since the device was looked at first
+
+
+class Season(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the hours of the week."""
+
+    weeks: int  # learnt of the hour that was seen most often
+    needed: int  # of every hour
+    hours: int  # of the week that were seen at all
+    streams: tuple[str, ...]  # that are compared with the same hour of other weeks
+    over: bool  # all is learnt: who has no season now has none
 
 
 class Performance(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,4 +124,5 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     calibrated: Calibrated | None = None  # None: judged without a memory
     performance: Performance | None = None  # None: no labels
     estimate: Estimate | None = None  # None: the model gives no scores, or nobody counted what they are worth
+    season: Season | None = None  # None: no window's hour was known
     record: dict[str, int] = {}  # streams whose alarm of record stands, and since which window

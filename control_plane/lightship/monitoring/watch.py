@@ -33,8 +33,10 @@ from . import tallies
 from .drift import shift_table, watch_stream
 from .drift_settings import DriftSettings
 from .fleet import judge_fleet
+from .ingest import FUTURE_MS
 from .memory import Memory
 from .performance import Labelled
+from .season import hours_of
 from .stored import content
 from .verdict import Verdict
 from .window_tallies import tally_window, told_apart
@@ -155,6 +157,7 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
     memory = _recall(session, device)
     labels = _labels(session, device)
     key = f"{device.id} {device.running_digest}"
+    latest = audit.now_ms() + FUTURE_MS
     for w, row in rows.items():
         if row.judged:
             continue
@@ -162,7 +165,9 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
         first = max(min(rows), w + 1 - watch.drift.history)
         recent = [counts.get(n, nothing) for n in range(first, w + 1)]
         told = [label for label in labels if label.window <= w]
-        verdict, memory = watch_stream(bundle.profile, recent, first, watch.drift, memory, key, importances, told)
+        opened = [rows[n].opened_at if n in rows else None for n in range(first, w + 1)]
+        when = hours_of(opened, latest)
+        verdict, memory = watch_stream(bundle.profile, recent, first, watch.drift, memory, key, importances, told, when)
         table = shift_table(bundle.profile, counts[w], watch.drift, importances)
         features = {s.name: s.psi for s in table if s.kind == "feature" and np.isfinite(s.psi)}
         largest = float(max(features.values(), default=0.0))
