@@ -138,9 +138,7 @@ def _season(verdict: Verdict) -> list[str]:
     if s.streams:
         named = ", ".join(s.streams[:5]) + (f" and {len(s.streams) - 5} more" if len(s.streams) > 5 else "")
         verb = "has a season and is" if len(s.streams) == 1 else "have seasons and are"
-        return [
-            f"{named} {verb} compared with the same hour of up to {s.weeks} other weeks (UTC), not with training."
-        ]
+        return [f"{named} {verb} compared with the same hour of up to {s.weeks} other weeks (UTC), not with training."]
     if s.over:
         return ["No stream has a season: its weeks were learnt, and no hour of the week is like itself."]
     sentence = (
