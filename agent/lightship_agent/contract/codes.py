@@ -194,6 +194,7 @@ CODES: Final[dict[str, str]] = {
     "fleet.unknown-experiment": "No such experiment.",
     "fleet.experiment-state": "The experiment is not in a state that allows this.",
     "fleet.experiment-spec": "The experiment can't be: its version, its share or its devices do not fit.",
+    "storage.exists": "A file is there already, and is another one.",
     "storage.full": "No space is left; nothing was half-written.",
     "storage.quota": "The bundles that are needed take more room than this device grants them.",
     "storage.unwritable": "The directory can't be written.",

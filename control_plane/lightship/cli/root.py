@@ -21,6 +21,7 @@ from lightship_agent.files import write_durably
 from .audit import audit
 from .broker import broker
 from .console import console, emit, fail, json_option, opened, say, stamp, table, with_home
+from .dashboards import dashboards
 from .data import data
 from .devices import device
 from .drift import drift
@@ -176,7 +177,7 @@ def upgrade(settings: Settings, as_json: bool) -> None:
 
 
 _GROUPS = (data, train, model, release, keys, device, rollout, experiment, retrain, drift, alarm, audit, token, broker)
-for _command in (_up_options(up), ingest, telemetry, *_GROUPS):
+for _command in (_up_options(up), ingest, telemetry, dashboards, *_GROUPS):
     cli.add_command(_command)
 
 

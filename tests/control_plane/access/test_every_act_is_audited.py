@@ -66,6 +66,7 @@ ELSEWHERE = {
     "model import": "tests/control_plane/registry/test_pipeline.py",
     "model import-tensors": "tests/control_plane/registry/test_tensors.py",
     "retrain run": "tests/control_plane/ingest/test_retrain.py",
+    "dashboards export": "tests/control_plane/dashboards/test_files.py; it writes files of its own, and no home",
     "telemetry dead show": "tests/control_plane/ingest/test_history.py; it only reads",
     "telemetry tail": "tests/control_plane/ingest/test_tail.py; it only reads",
     "telemetry export": "tests/control_plane/ingest/test_history.py; it only reads",

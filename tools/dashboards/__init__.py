@@ -1,0 +1,1 @@
+"""Grafana's dashboards, written from a few lines each: `python -m dashboards`."""
