@@ -42,9 +42,12 @@ DECIDERS = (
     "lightship.registry.rules",
     "lightship.training.gate",
 )
-#: Decisions 0003 and 0010: beside the contract, the control plane runs a model as the device will, writes files as it
-#: does, and fails in tests where it is told to, as it does.
-SHARED = ("lightship_agent.contract", "lightship_agent.runtime", "lightship_agent.files", "lightship_agent.fail_points")
+#: Decisions 0003, 0010 and 0025: beside the contract, the control plane runs a model as the device will, writes files
+#: and logs as it does, and fails in tests where it is told to, as it does.
+SHARED = (
+    "lightship_agent.contract", "lightship_agent.runtime", "lightship_agent.files", "lightship_agent.fail_points",
+    "lightship_agent.logs",
+)  # fmt: skip
 #: `compression` is the standard library's from Python 3.14 on.
 STANDARD = frozenset(sys.stdlib_module_names) | {"compression"}
 #: Where a distribution's name is not the name one imports.

@@ -38,7 +38,7 @@ from .link.quality import LinkQuality
 from .link.renewal import CertificateKeeper
 from .link.ring import LAST_SEQ
 from .link.sender import RESEND_SECONDS, Parcel, Sender
-from .logs import RecentLines
+from .logs import RecentLines, speak_for
 from .monitor.application import ApplicationNumbers
 from .monitor.degraded import Degraded, Mode, state_of
 from .monitor.health import read_health
@@ -106,6 +106,7 @@ class Agent:
         sweep(self._dir)
         identity.recover_identity(self._dir)
         self._identity = identity.load_identity(self._dir)
+        speak_for(self._identity.device)
         self._started = time.monotonic()
         self._stop = threading.Event()
         self._urgent = threading.Event()

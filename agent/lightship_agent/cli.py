@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from . import __version__
 from .contract.codes import CODES, LightshipError, SettingsError, error_of
+from .logs import configure
 from .settings import SETTINGS, Settings, load_settings
 
 
@@ -407,10 +407,7 @@ def _fail(e: LightshipError, *, as_json: bool) -> int:
 
 
 def _configure_logging(settings: Settings) -> None:
-    level = settings.log_level.upper()
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "tuf"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configure("lightship-agent", settings.log_level, settings.log_format)
 
 
 if __name__ == "__main__":

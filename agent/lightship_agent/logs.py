@@ -103,13 +103,20 @@ class RecentLines(logging.Handler):
         return [redacted(line) for line in list(self._lines)]
 
 
-def configure(program: str, level: str, form: str, *, device: str = "") -> None:
+def configure(program: str, level: str, form: str) -> None:
     """Have this process log to standard error; `form` is text or json."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(program, device) if form == "json" else logging.Formatter(FORMAT))
+    handler.setFormatter(JsonLines(program) if form == "json" else logging.Formatter(FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def speak_for(device: str) -> None:
+    """From now on this process's lines are of that device."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, JsonLines):
+            handler.formatter.device = device
 
 
 def code_of(record: logging.LogRecord, message: str) -> str:

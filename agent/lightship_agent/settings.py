@@ -152,6 +152,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("device_class", "generic", "Hardware class that bundles may require."),
     Setting("log_level", "info", "debug, info, warning or error."),
+    Setting("log_format", "text", "text, or json: one object a line (docs/logs.md)."),
 )
 
 
@@ -196,6 +197,7 @@ class Settings:
     model_control: str
     device_class: str
     log_level: str
+    log_format: str
 
 
 MAX_PORT: Final = 65_535
@@ -220,6 +222,8 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | 
         raise SettingsError(
             "settings.invalid", f"log_level: expected debug, info, warning or error, found {values['log_level']!r}."
         )
+    if values["log_format"] not in {"text", "json"}:
+        raise SettingsError("settings.invalid", f"log_format: expected text or json, found {values['log_format']!r}.")
     if values["model_control"] not in {"none", "explicit"}:
         message = f"model_control: expected none or explicit, found {values['model_control']!r}."
         raise SettingsError("settings.invalid", message)

@@ -109,7 +109,7 @@ class ControlPlane:
             ingest.start()
             self._stack.callback(ingest.stop)
             if workers:
-                processes = WorkerProcesses(home.path, workers, settings.log_level)
+                processes = WorkerProcesses(home.path, workers, settings.log_level, settings.log_format)
                 processes.start()
                 self._stack.callback(processes.stop)
             poke, ask = ingest.poke, ingest.ask

@@ -104,6 +104,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("retrain_min_rows", "200", "Labelled rows needed before a proposal can run.", "rows"),
     Setting("reconcile_seconds", "2", "How often rollouts and drift are looked at.", "s"),
     Setting("log_level", "info", "How much is logged.", "", ("debug", "info", "warning", "error")),
+    Setting("log_format", "text", "How: for people, or one JSON object a line (docs/logs.md).", "", ("text", "json")),
 )
 
 
@@ -147,6 +148,7 @@ class Settings:
     retrain_min_rows: int
     reconcile_seconds: float
     log_level: str
+    log_format: str
 
     @property
     def reachable_host(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from lightship.home import Home, operator
+from lightship.settings import Settings
 from lightship_agent.contract.codes import FleetError
 
 from .asks import ask, asked
@@ -89,23 +90,31 @@ def list_(home: Home, group: str, as_json: bool) -> None:
 
 @device.command()
 @click.argument("device_id", metavar="DEVICE")
+@click.option("--hours", type=click.FloatRange(0.1, 24 * 90), default=24.0, show_default=True, help="How far back.")
 @json_option
 @with_home
-def show(home: Home, device_id: str, as_json: bool) -> None:
-    """One device: what it runs and ran, its windows, its last update steps."""
+def show(home: Home, device_id: str, hours: float, as_json: bool) -> None:
+    """One device: how it was of late, what it runs and ran, its windows, its last update steps."""
     from lightship.api import views
     from lightship.storage.models import Device
+
+    from .recent import recent_of, say_numbers, say_recent
 
     with home.database.read() as session:
         row = session.get(Device, device_id)
         if row is None:
             raise FleetError("fleet.unknown-device", f"No device {device_id!r}.", remedy="See `lightship device list`.")
         facts = views.device_detail(session, row)
+    settings = click.get_current_context().find_object(Settings)
+    assert settings is not None  # the root command has them loaded
+    facts["recent"] = recent_of(home.path, settings, device_id, facts["windows"], hours)
     if as_json:
         emit(facts)
         return
     table("Device", ("device", "group", "seen", "runs", "drift", "update", "notes"), [_row(facts)])
     say("health " + ", ".join(f"{k} {v:.4g}" for k, v in sorted(facts["health"].items())))
+    say_recent(facts["recent"])
+    say_numbers(facts)
     spans = [
         (f"{e['model']}@{e['version']}", stamp(e["began_at"]), stamp(e["ended_at"]), e["requests"])
         for e in facts["exposures"]

@@ -17,6 +17,7 @@ from lightship.settings import SETTINGS, Settings, load_settings
 from lightship.storage.audit import coming_from
 from lightship_agent.contract.codes import LightshipError
 from lightship_agent.files import write_durably
+from lightship_agent.logs import configure
 
 from .audit import audit
 from .broker import broker
@@ -88,9 +89,7 @@ def up(settings: Settings, /, ready_file: Path | None, as_json: bool, **flags: s
     from lightship.app import ControlPlane
 
     settings = load_settings(os.environ, {"home": str(settings.home), **flags})
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "tuf", "alembic", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configure("lightship", settings.log_level, settings.log_format)
     # Until the servers take the signals over, a polite end has to stop the broker too.
     signal.signal(signal.SIGTERM, _interrupt)
     with opened(settings) as home, closing(ControlPlane(home, settings)) as plane:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import signal
 import threading
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 from lightship.home import Home
 from lightship.settings import Settings
 from lightship_agent.contract.codes import FleetError
+from lightship_agent.logs import configure
 
 from .console import emit, json_option, opened, say, stamp, table, with_home
 from .moments import moment
@@ -27,9 +27,10 @@ COLLECT_AFTER = (20_000, 20, 50)
 @click.command()
 @click.option("--worker", type=click.IntRange(0, MAX_WORKERS - 1), default=0, show_default=True, help="Its number.")
 @click.option("--log-level", default="info", show_default=True, help="How much is logged.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How.")
 @json_option
 @click.pass_obj
-def ingest(settings: Settings, worker: int, log_level: str, as_json: bool) -> None:
+def ingest(settings: Settings, worker: int, log_level: str, log_format: str, as_json: bool) -> None:
     """Store what devices report over MQTT, as one of several workers, until it is told to stop.
 
     `lightship up` runs the broker, and with `ingest_workers` also these.
@@ -38,8 +39,7 @@ def ingest(settings: Settings, worker: int, log_level: str, as_json: bool) -> No
     from lightship.monitoring.history import open_history
     from lightship.monitoring.mqtt_ingest import IngestWorker
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    configure("lightship", log_level, log_format)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -33,10 +33,10 @@ KEEP_SECONDS: Final = 60.0
 class WorkerProcesses:
     """So many processes, for as long as we run."""
 
-    def __init__(self, home: Path, count: int, log_level: str) -> None:
+    def __init__(self, home: Path, count: int, log_level: str, log_format: str = "text") -> None:
         """Nothing runs yet."""
         self._command = [sys.executable, "-m", "lightship", "--home", str(home), "ingest"]
-        self._level = log_level
+        self._logging = ["--log-level", log_level, "--log-format", log_format]
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep_up, args=(n,), name=f"ingest-{n}", daemon=True) for n in range(count)
@@ -57,7 +57,7 @@ class WorkerProcesses:
         pause = 0.5
         while not self._stop.is_set():
             began = time.monotonic()
-            process = subprocess.Popen([*self._command, "--worker", str(number), "--log-level", self._level])
+            process = subprocess.Popen([*self._command, "--worker", str(number), *self._logging])
             while process.poll() is None and not self._stop.wait(0.2):
                 pass
             if self._stop.is_set():
