@@ -65,6 +65,8 @@ FAIL_POINTS: Final[dict[str, str]] = {
     "after-commit": "Control plane: a transaction is committed.",
     "advancing": "Control plane: a rollout is to change; nothing of it is written. The subject is its next status.",
     "assigning": "Control plane: an assignment is to be signed, within a transaction. The subject is the device.",
+    "alerting": "Control plane: a message is claimed, and not yet sent. The subject is its channel.",
+    "alerted": "Control plane: a message is taken, and that is not yet noted. The subject is its channel.",
     "promoting": "Control plane: a version is to become the champion, within a transaction.",
 }
 

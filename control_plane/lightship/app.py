@@ -22,6 +22,7 @@ import uvicorn
 from lightship_agent.contract.codes import SettingsError
 from lightship_agent.files import sweep, write_durably
 
+from .alerting.office import AlertOffice
 from .api.device_api import DeviceApi
 from .api.guard import Policy
 from .api.listener import Listener, operator_listener
@@ -74,6 +75,7 @@ class ControlPlane:
             SettingsError: settings.port-taken.
             ReleaseError: release.not-begun, release.unknown.
             LinkError: link.broker.
+            AlertError: alert.secret.
         """
         try:
             return self._start()
@@ -119,7 +121,10 @@ class ControlPlane:
             if poke is not None and devices:
                 poke(tenant, devices)
 
-        reconciler = Reconciler(home, settings, poke_devices, guard, ask)
+        office = AlertOffice(home, settings)
+        office.start()
+        self._stack.callback(office.stop)
+        reconciler = Reconciler(home, settings, poke_devices, guard, ask, office.tick)
         reconciler.start()
         self._stack.callback(reconciler.stop)
         info = broker.info if broker else None

@@ -103,6 +103,38 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("retrain", "propose", "What sustained fleet drift leads to.", "", ("off", "propose", "auto")),
     Setting("retrain_min_rows", "200", "Labelled rows needed before a proposal can run.", "rows"),
     Setting("reconcile_seconds", "2", "How often rollouts and drift are looked at.", "s"),
+    Setting("alert_seconds", "10", "How often it is looked whether anybody is to be told of something.", "s"),
+    Setting("alert_report_seconds", "60", "How often devices report; one that misses three is silent.", "s"),
+    Setting("alert_group_seconds", "60", "How long findings of a kind wait for one another before they are told.", "s"),
+    Setting("alert_group_at", "5", "So many findings of a kind at once become one alert.", "findings"),
+    Setting("alert_clear_seconds", "300", "How long nothing must be found before an alert is over.", "s"),
+    Setting(
+        "alert_remind_hours",
+        "12",
+        "How often what is open is told again, unless it is acknowledged; 0: never.",
+        "h",
+    ),
+    Setting("alert_certificate_days", "1", "How long before its end a device's certificate is told of.", "days"),
+    Setting("alert_dead_letters", "20", "Messages an hour that may be beyond understanding.", "messages"),
+    Setting("alert_timeout_seconds", "10", "How long a receiver of alerts may take.", "s"),
+    Setting("alert_ca", "", "Authorities, PEM, that receivers of alerts are trusted by, beside the system's."),
+    Setting("alert_routes", "", "Who hears of what: `critical=webhook,mail; warning/GROUP=mail`. Empty: all of all."),
+    Setting("alert_webhook_url", "", "Where alerts are posted to, https://…; plain http only on loopback."),
+    Setting("alert_webhook_secret", "", "File with the secret that signs them, mode 0600."),
+    Setting("alert_mail_server", "", "Mail server for alerts, HOST:PORT."),
+    Setting(
+        "alert_mail_tls",
+        "starttls",
+        "How the mail server is spoken to; none only on loopback.",
+        "",
+        ("starttls", "tls", "none"),
+    ),
+    Setting("alert_mail_user", "", "Who we are to the mail server. Empty: nobody in particular."),
+    Setting("alert_mail_password", "", "File with that user's password, mode 0600."),
+    Setting("alert_mail_from", "", "Sender of alerts by mail."),
+    Setting("alert_mail_to", "", "Recipients of alerts by mail, by commas."),
+    Setting("alert_alertmanager_url", "", "A Prometheus Alertmanager for alerts, http://HOST:9093."),
+    Setting("alert_alertmanager_token", "", "File with a bearer token for it, mode 0600."),
     Setting("log_level", "info", "How much is logged.", "", ("debug", "info", "warning", "error")),
     Setting("log_format", "text", "How: for people, or one JSON object a line (docs/logs.md).", "", ("text", "json")),
 )
@@ -147,6 +179,27 @@ class Settings:
     retrain: str
     retrain_min_rows: int
     reconcile_seconds: float
+    alert_seconds: float
+    alert_report_seconds: float
+    alert_group_seconds: float
+    alert_group_at: int
+    alert_clear_seconds: float
+    alert_remind_hours: float
+    alert_certificate_days: float
+    alert_dead_letters: int
+    alert_timeout_seconds: float
+    alert_ca: str
+    alert_routes: str
+    alert_webhook_url: str
+    alert_webhook_secret: str
+    alert_mail_server: str
+    alert_mail_tls: str
+    alert_mail_user: str
+    alert_mail_password: str
+    alert_mail_from: str
+    alert_mail_to: str
+    alert_alertmanager_url: str
+    alert_alertmanager_token: str
     log_level: str
     log_format: str
 

@@ -20,6 +20,7 @@
       StorageError     storage.*      disk and database
       AccessError      access.*       who may do what
       DriftError       drift.*        evidence that is not there
+      AlertError       alert.*        what people are told of, and the channels on which
       DeviceError      device.*       the hardware at its limits: modes that are reported, and not raised
       MediaError       media.*        a file carried to a device without a network
 
@@ -54,6 +55,7 @@ EXIT_STATUS: Final[dict[str, int]] = {
     "drift": 28,
     "media": 29,
     "device": 30,
+    "alert": 31,
 }
 
 CODES: Final[dict[str, str]] = {
@@ -209,6 +211,18 @@ CODES: Final[dict[str, str]] = {
     "access.exists": "An API token of that name exists, or existed.",
     "access.unknown": "No API token of that name.",
     "drift.unknown": "No drift evidence for that device or model.",
+    "alert.unknown": "No such alert, mute or channel.",
+    "alert.state": "The alert or the mute is over, or not open yet.",
+    "alert.mute": "The mute is malformed, too long or has no reason.",
+    "alert.secret": "A secret of an alert channel is missing, empty, malformed, or others may read its file.",
+    "alert.unreachable": "The receiver of alerts can't be reached.",
+    "alert.slow": "The receiver of alerts did not answer in time.",
+    "alert.certificate": "The receiver of alerts shows a certificate that is not trusted for its name.",
+    "alert.status": "The receiver of alerts answered with an unexpected status.",
+    "alert.protocol": "The receiver of alerts does not speak what was expected: no STARTTLS, or another protocol.",
+    "alert.login": "The mail server refused the user or the password.",
+    "alert.refused": "The mail server refused the sender, a recipient or the message.",
+    "alert.given-up": "A message was not taken for three days and is tried no more.",
     "device.throttled": "The processor is held back by heat or power.",
     "device.memory": "Little memory is left on the device, or programs stand still for want of it.",
     "device.clock": "The system's clock is behind what was authenticated, and is not believed.",
@@ -370,6 +384,12 @@ class DeviceError(LightshipError):
     """The device itself is at its limits; a mode it is in, and nothing that is raised."""
 
     family = "device."
+
+
+class AlertError(LightshipError):
+    """Alerts and the channels that carry them."""
+
+    family = "alert."
 
 
 class MediaError(LightshipError):

@@ -19,6 +19,7 @@ from lightship_agent.contract.codes import LightshipError
 from lightship_agent.files import write_durably
 from lightship_agent.logs import configure
 
+from .alerts import alert
 from .audit import audit
 from .broker import broker
 from .console import console, emit, fail, json_option, opened, say, stamp, table, with_home
@@ -175,7 +176,9 @@ def upgrade(settings: Settings, as_json: bool) -> None:
         say("The schema is up to date.")
 
 
-_GROUPS = (data, train, model, release, keys, device, rollout, experiment, retrain, drift, alarm, audit, token, broker)
+_GROUPS = (
+    data, train, model, release, keys, device, rollout, experiment, retrain, drift, alarm, alert, audit, token, broker,
+)  # fmt: skip
 for _command in (_up_options(up), ingest, telemetry, dashboards, *_GROUPS):
     cli.add_command(_command)
 

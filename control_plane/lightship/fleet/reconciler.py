@@ -65,16 +65,24 @@ class Reconciler:
         poke: Poke,
         guard: BrokerGuard | None = None,
         ask: asks.Send | None = None,
+        look: Callable[[], object] = lambda: None,
     ) -> None:
-        """Prepare; `start` begins to tick. `guard` keeps the broker's idea of who may connect up to date.
+        """Prepare; `start` begins to tick.
 
-        `ask` brings commands to devices at once; without it they wait for the devices' polls.
+        Args:
+            home: the home.
+            settings: of the control plane.
+            poke: tells devices to look for an assignment.
+            guard: keeps the broker's idea of who may connect up to date.
+            ask: brings commands to devices at once; without it they wait for the devices' polls.
+            look: sees whether people are to be told of something.
         """
         self._ask = ask
         self._home = home
         self._settings = settings
         self._poke = poke
         self._guard = guard
+        self._look = look
         self._holder = secrets.token_hex(6)
         self._bundles = BundleCache(home.artifacts)
         policy = PolicySettings(propose=settings.retrain != "off")
@@ -118,6 +126,7 @@ class Reconciler:
             self._assign,
             self._experiment,
             self._run_retrain,
+            self._alert,
         )
         for step in steps:
             self._guarded(step.__name__.strip("_"), step)
@@ -217,6 +226,9 @@ class Reconciler:
         if not resigned:
             self._director = key
         return resigned
+
+    def _alert(self) -> None:
+        self._look()
 
     def _run_retrain(self) -> None:
         if self._settings.retrain == "auto":

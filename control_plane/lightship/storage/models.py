@@ -513,6 +513,62 @@ class DeadLetter(Base):
     __table_args__ = (Index("dead_letters_by_topic", "topic", "code"),)
 
 
+class AlertRow(Base):
+    """What people are told of, or would be: a finding that waits, an alert that is open, or one that is over."""
+
+    __tablename__ = "alerts"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str]
+    status: Mapped[str] = mapped_column(index=True)  # pending | open | resolved
+    severity: Mapped[str]
+    sentence: Mapped[str]
+    count: Mapped[int]
+    began: Mapped[int]
+    resolved_at: Mapped[int]
+    state: Mapped[bytes]  # all of it, by `lightship.alerting.decide`
+
+
+class AlertMute(Base):
+    """What nobody wants to hear of, until when, and why."""
+
+    __tablename__ = "alert_mutes"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    what: Mapped[str]
+    until: Mapped[int]
+    reason: Mapped[str]
+    created_by: Mapped[str]
+    created_at: Mapped[int]
+
+
+class AlertMessage(Base):
+    """A message to a channel, until it was taken, and for a while after."""
+
+    __tablename__ = "alert_messages"
+    channel: Mapped[str] = mapped_column(String(32), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)  # of the notice
+    alert: Mapped[str] = mapped_column(String(32), index=True)
+    number: Mapped[int]
+    event: Mapped[str]
+    body: Mapped[bytes]  # JSON
+    state: Mapped[str]  # queued | sent | given-up
+    created_at: Mapped[int]
+    due_at: Mapped[int]
+    attempts: Mapped[int] = mapped_column(default=0)
+    code: Mapped[str] = mapped_column(default="")  # of the last failure
+    detail: Mapped[str] = mapped_column(default="")
+    sent_at: Mapped[int] = mapped_column(default=0)
+    __table_args__ = (Index("alert_messages_due", "state", "channel", "due_at"),)
+
+
+class AlertCounter(Base):
+    """A counter of a device that only grows, and when alerting saw it grow."""
+
+    __tablename__ = "alert_counters"
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    value: Mapped[int]
+    grew_at: Mapped[int]
+
+
 class Lease(Base):
     """Who does the reconciler's work, until when, under which fencing epoch."""
 

@@ -28,6 +28,7 @@ from tests.control_plane.things import MODEL, Served, add_device, enrolled, regi
 
 import lightship
 from lightship.access.rules import RULES, Role
+from lightship.alerting.evaluate import Evaluator
 from lightship.api.device_api import DeviceApi
 from lightship.api.guard import verb_of
 from lightship.cli import cli
@@ -36,6 +37,7 @@ from lightship.fleet.reconciler import Reconciler
 from lightship.home import Home
 from lightship.registry import release, versions
 from lightship.settings import load_settings
+from lightship.storage.audit import now_ms
 from lightship.storage.models import AuditEvent, Device, RetrainProposal
 from lightship_agent.contract.device_api import Paths
 from lightship_agent.link.identity import certificate_request
@@ -44,9 +46,9 @@ CONTROL_PLANE = Path(lightship.__file__).parent
 
 #: Commands that change nothing in the home.
 READS = {
-    "alarm list", "audit", "audit export", "audit verify", "data example", "data list", "data show", "device asked",
-    "device list",
-    "device show", "drift explain", "drift simulate", "experiment list", "experiment show", "keys show",
+    "alarm list", "alert list", "audit", "audit export", "audit verify", "data example", "data list", "data show",
+    "device asked", "device list", "device show", "drift explain", "drift simulate", "experiment list",
+    "experiment show", "keys show",
     "model explain", "model exposure", "model list", "model show", "release list", "retrain list", "rollout plan",
     "rollout status", "rollout watch", "status", "telemetry dead list", "token list",
 }  # fmt: skip
@@ -59,6 +61,8 @@ OUTSIDE = {
 
 #: Acts that have their own tests of what they write, because they train, migrate or serve: where.
 ELSEWHERE = {
+    "alert show": "tests/control_plane/alerting/test_cli.py; it only reads",
+    "alert test": "tests/control_plane/alerting/test_cli.py; it needs a receiver",
     "broker check": "tests/control_plane/fleet/test_broker_check.py; it changes no home, and cleans up at the broker",
     "db upgrade": "test_a_migration_is_an_act",
     "ingest": "no act itself; what it stores are devices' reports",
@@ -76,6 +80,9 @@ ELSEWHERE = {
 
 #: Functions that write to the database and audit nothing, and why that is right.
 UNAUDITED = {
+    "alerting/courier.py: _claim": "a message to somebody: it is kept with its attempts",
+    "alerting/courier.py: _settle": "the same",
+    "alerting/evaluate.py: _write": "what people are told of follows from facts, and is kept as a row of its own",
     "api/guard.py: _touch": "the last use of a token, kept beside it",
     "fleet/broker_guard.py: _reissue": "certificates that ran out are forgotten; their revocation was audited",
     "fleet/reconciler.py: _ask_devices": "that it was sent; who asked was audited",
@@ -94,6 +101,8 @@ class Stage:
     rollout: str = ""
     entry: str = ""
     experiment: str = ""
+    alert: str = ""
+    mute: str = ""
 
     def run(self, *arguments: str) -> str:
         runner = CliRunner(env={"SSH_CONNECTION": "192.0.2.9 1 192.0.2.1 22", "SUDO_USER": "ann", "USER": "mallory"})
@@ -124,6 +133,17 @@ class Stage:
         self.prepare_experiment()
         said = self.run("experiment", "start", "pumps", f"{MODEL}@2", "--share", "0.3", "--json")
         self.experiment = json.loads(said)["id"]
+
+    def alarmed(self) -> None:
+        with self.home.database.write() as session:
+            session.get_one(Device, "press-1").cloned_at = 1
+        settings = load_settings({}, {"home": str(self.home.path), "alert_group_seconds": 0})
+        Evaluator(self.home, settings, [], 0).look(now_ms())
+        (found,) = (a for a in json.loads(self.run("alert", "list", "--json"))["alerts"] if a["kind"] == "clone")
+        self.alert = found["id"]
+
+    def muted(self) -> None:
+        self.mute = json.loads(self.run("alert", "mute", "silent", "--for", "2h", "--reason", "r", "--json"))["id"]
 
     def begin(self) -> None:
         self.run("keys", "ceremony", "begin", "--renew", "root", "--out", str(self.folder / "a.json"))
@@ -174,6 +194,9 @@ class Act:
 
 
 COMMANDS = {
+    "alert ack": Act("alert.acknowledge", "{alert}", lambda s: s.alarmed()),
+    "alert mute": Act("alert.mute", "silent --for 2h"),
+    "alert unmute": Act("alert.unmute", "{mute}", lambda s: s.muted()),
     "data add": Act("data.add", "{folder}/rows.csv --name rows --target y", says_why=False),
     "device ask": Act("device.ask", "press-1 rebirth --wait 0", says_why=False),
     "device approve": Act("device.approve", "press-3", says_why=False),
@@ -246,7 +269,7 @@ def test_a_command_that_acts_says_who_from_where_what_and_why(stage: Stage, word
     before = len(stage.events())
     keyid = next(iter(stage.home.releases.in_force().role_keys("timestamp").keyids))
     known = {"folder": stage.folder, "rollout": stage.rollout, "entry": stage.entry, "keyid": keyid}
-    known["experiment"] = stage.experiment
+    known |= {"experiment": stage.experiment, "alert": stage.alert, "mute": stage.mute}
     arguments = act.arguments.format(**known).split()
     stage.run(*words.split(), *arguments, *(["--reason", WHY] if act.says_why else []))
     found = stage.events()[before:]
