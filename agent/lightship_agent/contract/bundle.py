@@ -173,6 +173,10 @@ def _check_shapes(manifest: Manifest, profile: ReferenceProfile, golden: Golden)
     width = manifest.input_schema.width
     if tuple(f.name for f in profile.features) != manifest.input_schema.names:
         raise BundleError("bundle.manifest", "Profile and schema name different features.")
+    if manifest.tensors:
+        manifest.tensors.check_projections(profile.projections)
+    elif profile.projections:
+        raise BundleError("bundle.manifest", "Projections are expected of a model that takes tensors, and of no other.")
     inputs, values = golden.inputs.matrix(), golden.values.matrix()
     if inputs.shape[1] != width or len(inputs) != len(values) or not len(inputs):
         raise BundleError("bundle.manifest", f"Golden rows: expected [n ≥ 1, {width}], found {list(inputs.shape)}.")

@@ -140,11 +140,11 @@ class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
     values: FeatureBins | None = None  # a regressor's predictions on held-out rows, named "value"
     residuals: ResidualReference | None = None  # of a regressor
     moments: MomentReference | None = None
-    projection: Projection | None = None  # then the features are its numbers
+    projections: tuple[Projection, ...] = ()  # of inputs that are tensors, whose numbers are among the features
     version: int = 1
 
     def __post_init__(self) -> None:
-        """Moments and projection speak of the profile's features.
+        """Moments speak of the profile's features.
 
         Raises:
             DataError: data.profile-mismatch.
@@ -152,8 +152,6 @@ class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
         names = tuple(f.name for f in self.features)
         if self.moments is not None and self.moments.scales.width != len(names):
             raise DataError("data.profile-mismatch", "The profile's moments are of another width than its features.")
-        if self.projection is not None and self.projection.names != names:
-            raise DataError("data.profile-mismatch", "The profile's features are not its projection's numbers.")
         if self.hits and len(self.hits) != len(self.scores):
             raise DataError("data.profile-mismatch", "The profile has hits for other scores than it counts.")
 

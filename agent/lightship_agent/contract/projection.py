@@ -21,31 +21,35 @@ NORM: Final = "norm"
 
 
 class Projection(msgspec.Struct, frozen=True, kw_only=True):
-    """`directions` is float16 little-endian `[count, width]`, `center` float32 little-endian `[width]`."""
+    """Of `input`; `directions` is float16 little-endian `[count, width]`, `center` float32 little-endian `[width]`."""
 
+    input: str
     width: int
     count: int
     center: bytes
     directions: bytes
 
     def __post_init__(self) -> None:
-        """Sizes agree.
+        """Sizes agree, and all numbers are finite.
 
         Raises:
             DataError: data.profile-mismatch.
         """
         sizes = len(self.center) == 4 * self.width and len(self.directions) == 2 * self.width * self.count
-        if not (self.width >= 1 and 0 <= self.count <= MAX_DIRECTIONS and sizes):
+        if not (self.width >= 1 and 1 <= self.count <= MAX_DIRECTIONS and sizes):
             raise DataError("data.profile-mismatch", "The profile's projection is not of the size it says.")
+        numbers = np.frombuffer(self.center, dtype="<f4"), np.frombuffer(self.directions, dtype="<f2")
+        if not all(np.isfinite(found).all() for found in numbers):
+            raise DataError("data.profile-mismatch", "The profile's projection has numbers that are not finite.")
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the numbers are called: norm, pc1, pc2 …"""
-        return (NORM, *(f"pc{i + 1}" for i in range(self.count)))
+
+def projected_names(count: int) -> tuple[str, ...]:
+    """What the numbers of `count` directions are called: norm, pc1, pc2 …"""
+    return (NORM, *(f"pc{i + 1}" for i in range(count)))
 
 
 class Projector:
-    """Applies a projection to float32 rows."""
+    """Applies a projection to tensors."""
 
     def __init__(self, projection: Projection) -> None:
         """Unpack it."""

@@ -3,7 +3,8 @@
 Rules:
 * a manifest that declares `tensors` takes these inputs and gives these outputs, by name, datatype and shape; the first
   dimension is that of the rows;
-* what is watched of such a model is a row of plain numbers: mean, spread, lowest and highest of each input. They are
+* what is watched of such a model is a row of plain numbers: mean, spread, lowest and highest of each input, and, where
+  `directions` are declared, its coordinates along them (`projection`). They are
   the bundle's schema, so that profile, windows and drift know no difference;
 * an image is sent as it is; how it becomes the tensor is declared here, and done alike wherever it is done.
 """
@@ -11,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from .codes import BundleError, DataError
 from .names import feature_name
+from .projection import MAX_DIRECTIONS, Projection, Projector, projected_names
 from .schema import Feature, FeatureSchema
 
 MAX_TENSORS: Final = 32
@@ -57,14 +59,20 @@ class TensorInput(msgspec.Struct, frozen=True, kw_only=True):
     datatype: str
     shape: tuple[int, ...]
     image: ImageRules | msgspec.UnsetType = msgspec.UNSET
+    directions: int | msgspec.UnsetType = msgspec.UNSET  # along which it is watched, 1 to 32; none when absent
 
     def __post_init__(self) -> None:
-        """An image has one or three channels, and rules that fit it.
+        """An image has one or three channels, and rules that fit it; what has directions has a fixed width.
 
         Raises:
             DataError: data.type.
         """
         _check_tensor(self.name, self.datatype, self.shape)
+        if self.directions is not msgspec.UNSET and (
+            not 1 <= self.directions <= MAX_DIRECTIONS or min((*self.shape[1:], 1)) < 1
+        ):
+            message = f"Tensor {self.name!r}: expected 1 to {MAX_DIRECTIONS} directions, of a shape without free "
+            raise DataError("data.type", message + f"dimensions, found {self.directions} of {list(self.shape)}.")
         if not self.image:
             return
         rules = self.image
@@ -83,6 +91,11 @@ class TensorInput(msgspec.Struct, frozen=True, kw_only=True):
         if self.datatype != "FP32" and (self.datatype != "UINT8" or numbers != (1.0,)):
             message = f"Image {self.name!r}: expected FP32, or UINT8 that is not normalised, found {self.datatype}."
             raise DataError("data.type", message)
+
+    @property
+    def watched_as(self) -> tuple[str, ...]:
+        """What the numbers are called that are watched of it."""
+        return WATCHED if self.directions is msgspec.UNSET else (*WATCHED, *projected_names(self.directions))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -133,14 +146,32 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
         taken: set[str] = set()
         features = []
         for tensor in self.inputs:
-            for what in WATCHED:
+            for what in tensor.watched_as:
                 name = feature_name(f"{tensor.name} {what}", taken)
                 taken.add(name)
                 features.append(Feature(name=name))
         return FeatureSchema(features=tuple(features))
 
-    def watched(self, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """The rows that are watched of the tensors `feeds`, float32 `[n, 4 · inputs]`."""
+    def check_projections(self, projections: Sequence[Projection]) -> None:
+        """Refuse other projections than those that are declared.
+
+        Raises:
+            BundleError: bundle.manifest.
+        """
+        told = {(p.input, p.width, p.count) for p in projections}
+        asked = {(t.name, math.prod(t.shape[1:]), t.directions) for t in self.inputs if t.directions}
+        if told != asked or len(told) != len(projections):
+            raise BundleError("bundle.manifest", "The profile's projections are not those that the manifest declares.")
+
+    def watched(
+        self, feeds: Mapping[str, npt.NDArray[Any]], projectors: Mapping[str, Projector]
+    ) -> npt.NDArray[np.float32]:
+        """The rows that are watched of the tensors `feeds`, float32 `[n, width of the schema]`.
+
+        Args:
+            feeds: by input.
+            projectors: by input, of those with directions.
+        """
         columns = []
         for tensor in self.inputs:
             data = feeds[tensor.name]
@@ -151,6 +182,8 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
             # By squares: half the time of `std`, and exact enough to be watched.
             squares = np.einsum("ij,ij->i", flat, flat, dtype=np.float64) / flat.shape[1]
             columns += [mean, np.sqrt(np.maximum(squares - mean * mean, 0)), flat.min(axis=1), flat.max(axis=1)]
+            if tensor.directions:
+                columns += list(projectors[tensor.name].of(data).T)
         largest = float(np.finfo(np.float32).max)
         rows = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
         return np.clip(rows, -largest, largest).astype(np.float32)

@@ -25,7 +25,6 @@ from lightship_agent.contract.profile import (
     WindowCounts,
     count_outputs,
 )
-from lightship_agent.contract.projection import Projector
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -52,7 +51,6 @@ class Tally:
         Args:
             profile: of the model whose rows these are.
         """
-        self._projector = None if profile.projection is None else Projector(profile.projection)
         self._binner = Binner(profile.features)
         self._range = _Range(profile.features)
         self._outputs = _Outputs(profile)
@@ -75,11 +73,11 @@ class Tally:
         """Count rows.
 
         Args:
-            rows: float32 `[n, width]`, or whatever the projection takes.
+            rows: float32 `[n, width]`.
             labels: predicted classes, int64 `[n]`; negative for a regressor.
             tops: float32 `[n]`: the highest score of a classifier, NaN without scores; the value of a regressor.
         """
-        seen: Floats = rows if self._projector is None else self._projector.of(rows)
+        seen: Floats = rows
         self._rows += len(seen)
         columns = np.ascontiguousarray(seen.T)
         found = self._binner.count_columns(columns)

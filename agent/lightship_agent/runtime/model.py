@@ -27,6 +27,7 @@ import numpy.typing as npt
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import BundleError, ServingError, UpdateError
 from lightship_agent.contract.profile import ReferenceProfile
+from lightship_agent.contract.projection import Projector
 from lightship_agent.contract.schema import FeatureSchema, Outputs
 from lightship_agent.contract.tensors import TensorSpec, fits
 
@@ -76,6 +77,7 @@ class LoadedModel:
     _fetch: tuple[str, ...] = field(repr=False)
     _classes: int = field(repr=False)  # 0 for a regressor
     spec: TensorSpec | None = field(repr=False, default=None)  # of a model that takes tensors instead of rows
+    projectors: Mapping[str, Projector] = field(repr=False, default_factory=dict)  # of its inputs
     bound: BoundRow | None = field(repr=False, default=None)  # memory for one row, where the graph allows it
     batches_exactly: bool = False  # whether rows answered together are to the bit what each is alone
     provider: str = CPU  # what computes
@@ -208,6 +210,7 @@ def _load_on(provider: str, bundle: Bundle, plan: Plan, since_ms: int) -> Loaded
         provider=provider,
         precision=manifest.runtime.precision,
         spec=spec,
+        projectors={p.input: Projector(p) for p in bundle.profile.projections},
         background=_background(bundle),
     )
     if bundle.tensors is not None:

@@ -366,7 +366,7 @@ class DataPlane:
                 rows = input_rows(request.inputs, model.schema)
             else:
                 feeds = tensor_feeds(request.inputs, model.spec)
-                rows = model.spec.watched(feeds)
+                rows = model.spec.watched(feeds, model.projectors)
         except ServingError as e:
             if e.code == "serving.input" and self._refused and slot.watched:
                 data = request.inputs[0].data if len(request.inputs) == 1 else None

@@ -21,6 +21,7 @@ from lightship.convert.declared import Declared, golden_tensors, read_arrays, re
 from lightship.convert.inspection import OnnxInfo, check_device_safe, check_standard, describe, inspect_onnx, parse_onnx
 from lightship.data.dataset import Dataset
 from lightship.data.profile import reference_profile
+from lightship.data.projection import fit_projection
 from lightship.home import Home
 from lightship.storage.models import ModelVersion
 from lightship.training.environment import environment_digest
@@ -39,6 +40,7 @@ from lightship_agent.contract.codes import ConvertError, UpdateError
 from lightship_agent.contract.manifest import Manifest, Provenance, Requires
 from lightship_agent.contract.names import check_name
 from lightship_agent.contract.profile import count_outputs
+from lightship_agent.contract.projection import Projection, Projector
 from lightship_agent.contract.tensors import GoldenTensors
 from lightship_agent.contract.wire import encode, sha256_hex
 from lightship_agent.runtime.probe import ProbeReport, probe
@@ -70,7 +72,8 @@ def import_tensors(
     told = read_declared(declared)
     arrays = read_arrays(golden, told.spec)
     proof = golden_tensors(told.spec, arrays)
-    seen = watched_rows(told, arrays, f"{model}-golden")
+    projections = fitted(told, arrays)
+    seen = watched_rows(told, arrays, f"{model}-golden", projections)
     data = read_model(onnx)
     inspect_onnx(data)
     home.datasets.put(seen)
@@ -81,19 +84,26 @@ def import_tensors(
         tell("reading the model")
         info = _inspected(data)
         tell("trying it as a device does")
-        report = _tried(tensor_bundle(made, told, proof, seen, data, info, 1), told, info)
+        report = _tried(tensor_bundle(made, told, proof, seen, data, info, 1, projections), told, info)
         metrics = {"golden_difference": report.max_difference, "latency_ms": report.latency_ms_p95}
         return commit(
             home,
             made,
-            lambda number: tensor_bundle(made, told, proof, seen, data, info, number),
+            lambda number: tensor_bundle(made, told, proof, seen, data, info, number, projections),
             metrics,
             actor=actor,
         )
 
 
 def tensor_bundle(
-    made: Making, told: Declared, proof: GoldenTensors, seen: Dataset, model: bytes, info: OnnxInfo, number: int
+    made: Making,
+    told: Declared,
+    proof: GoldenTensors,
+    seen: Dataset,
+    model: bytes,
+    info: OnnxInfo,
+    number: int,
+    projections: tuple[Projection, ...] = (),
 ) -> bytes:
     """The bundle of version `number`."""
     spec, outputs = told.spec, told.meant
@@ -126,7 +136,7 @@ def tensor_bundle(
     predictions: tuple[int, ...] = ()
     if outputs.labels:
         predictions = tuple(int(n) for n in count_outputs(seen.y, None, len(outputs.labels))[0])
-    profile = reference_profile(seen.x, seen.schema.names)
+    profile = msgspec.structs.replace(reference_profile(seen.x, seen.schema.names), projections=projections)
     members = {
         MODEL: model,
         PROFILE: encode(_with(profile, outputs.labels, predictions)),
@@ -137,14 +147,26 @@ def tensor_bundle(
     return build_bundle(manifest, members)
 
 
-def watched_rows(told: Declared, arrays: dict[str, npt.NDArray[Any]], name: str) -> Dataset:
+def fitted(told: Declared, arrays: dict[str, npt.NDArray[Any]]) -> tuple[Projection, ...]:
+    """The directions along which inputs are to be watched.
+
+    Raises:
+        DataError: data.type, data.empty.
+    """
+    return tuple(fit_projection(t.name, arrays[t.name], t.directions) for t in told.inputs if t.directions)
+
+
+def watched_rows(
+    told: Declared, arrays: dict[str, npt.NDArray[Any]], name: str, projections: tuple[Projection, ...] = ()
+) -> Dataset:
     """What a device would watch of the golden tensors, as a dataset.
 
     Raises:
         DataError: data.*.
     """
     spec, outputs = told.spec, told.meant
-    rows = spec.watched({t.name: arrays[t.name] for t in spec.inputs})
+    projectors = {p.input: Projector(p) for p in projections}
+    rows = spec.watched({t.name: arrays[t.name] for t in spec.inputs}, projectors)
     if outputs.labels:
         if outputs.label_output:
             found = arrays[outputs.label_output].reshape(len(rows))

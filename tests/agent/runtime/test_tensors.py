@@ -201,7 +201,7 @@ def test_what_is_watched_of_a_tensor_is_its_mean_spread_and_ends(values: list[li
     )
     data = np.array(values, dtype=np.float32)
 
-    rows = spec.watched({"a": data.reshape(-1, 2, 3)})
+    rows = spec.watched({"a": data.reshape(-1, 2, 3)}, {})
 
     wide = data.astype(np.float64)
     expected = np.stack([wide.mean(axis=1), wide.std(axis=1), wide.min(axis=1), wide.max(axis=1)], axis=1)

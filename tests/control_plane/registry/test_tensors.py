@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -17,8 +18,18 @@ from lightship.cli import cli
 from lightship.home import Home
 from lightship.registry import versions
 from lightship.storage.models import AuditEvent, ModelVersion, Run
-from lightship_agent.contract.bundle import read_bundle
-from lightship_agent.contract.codes import LightshipError
+from lightship_agent.contract.bundle import (
+    CARD,
+    GOLDEN,
+    MODEL,
+    PROFILE,
+    TENSORS,
+    Bundle,
+    build_bundle,
+    read_bundle,
+)
+from lightship_agent.contract.codes import BundleError, LightshipError
+from lightship_agent.contract.wire import encode
 from lightship_agent.runtime.golden import check_bundle
 from lightship_agent.runtime.model import load_model
 from lightship_agent.serving.dataplane import DataPlane
@@ -46,6 +57,21 @@ shape = [-1, 2]
 labels = ["blue", "red"]
 score_output = "probabilities"
 """
+
+WATCHED_ALONG = SPEC.replace("shape = [-1, 3, 8, 8]", "shape = [-1, 3, 8, 8]\ndirections = 2")
+
+
+def rebuilt(bundle: Bundle, profile: bytes) -> bytes:
+    """The bundle with another profile, and a manifest that vouches for it."""
+    assert bundle.tensors is not None
+    members = {
+        MODEL: bundle.model,
+        PROFILE: profile,
+        GOLDEN: encode(bundle.golden),
+        TENSORS: encode(bundle.tensors),
+        CARD: bundle.card.encode(),
+    }
+    return build_bundle(bundle.manifest, members)
 
 
 class Desk:
@@ -106,6 +132,54 @@ def test_an_image_model_that_is_brought_is_a_version_whose_bundle_a_device_serve
     assert "8, 8], an image" in bundle.card
     assert "Conv" in bundle.manifest.requires.ops
     assert desk.home.datasets.get(bundle.manifest.provenance.dataset_digest).rows == 6
+
+
+@pytest.mark.slow
+def test_an_input_with_directions_is_watched_along_them_on_the_device(desk: Desk) -> None:
+    desk.write(spec=WATCHED_ALONG)
+
+    done = desk.bring()
+
+    assert done.exit_code == 0, done.output
+    (row,) = desk.versions()
+    bundle = read_bundle(desk.home.artifacts.get(row.digest))
+    assert bundle.manifest.input_schema.names[4:] == ("image_norm", "image_pc1", "image_pc2")
+    seen: list[np.ndarray] = []
+    plane = DataPlane(lambda _model, rows, *_: seen.append(rows))
+    plane.install(load_model(bundle))
+    pixels = tensored.pixels()
+    # Mirrored, an image has the same mean, spread and ends, and another place along the directions.
+    for images in (pixels, np.ascontiguousarray(pixels[:, ::-1])):
+        plane.infer(InferRequest((Tensor("image", "UINT8", images.shape, images),)))
+    stored = desk.home.datasets.get(bundle.manifest.provenance.dataset_digest)
+    assert np.allclose(seen[0], stored.x, rtol=1e-5, atol=1e-5)
+    assert np.allclose(seen[1][:, :5], stored.x[:, :5], rtol=1e-4)
+    assert np.abs(seen[1][:, 6] - stored.x[:, 6]).max() > 0.5
+
+
+@pytest.mark.slow
+def test_a_bundle_whose_projections_are_not_the_declared_ones_is_refused(desk: Desk) -> None:
+    desk.write(spec=WATCHED_ALONG)
+    assert desk.bring().exit_code == 0
+    bundle = read_bundle(desk.home.artifacts.get(desk.versions()[0].digest))
+    (good,) = bundle.profile.projections
+
+    other = msgspec.structs.replace(good, input="picture")
+    for wrong in ((), (good, good), (other,)):
+        profile = encode(msgspec.structs.replace(bundle.profile, projections=wrong))
+        with pytest.raises(BundleError, match="projections") as refused:
+            read_bundle(rebuilt(bundle, profile))
+        assert refused.value.code == "bundle.manifest"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("directions", "code"), [(6, "data.empty"), (0, "data.type"), (33, "data.type")])
+def test_directions_that_cannot_be_are_refused_and_nothing_is_kept(desk: Desk, directions: int, code: str) -> None:
+    desk.write(spec=WATCHED_ALONG.replace("directions = 2", f"directions = {directions}"))
+
+    assert desk.refused().code == code
+
+    assert (desk.versions(), desk.runs()) == ([], [])
 
 
 @pytest.mark.slow
