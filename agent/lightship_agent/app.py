@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import __version__
+from . import __version__, lean
 from .contract.assignment import Beside
 from .contract.bundle import Bundle, read_bundle
 from .contract.codes import LightshipError, StorageError
@@ -225,6 +225,7 @@ class Agent:
         self._http.start()
         log.info("serving on %s", self._http.address)
         notify_systemd("READY=1")
+        lean.load("httpx")  # the first look of the updater wants it, when others import too
         if self._topics is not None:
             self._topics.start()
         if self._identity.info.broker is not None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, lean  # first: it loads msgspec
 from .contract.codes import CODES, LightshipError, SettingsError, error_of
 from .logs import configure
 from .settings import SETTINGS, Settings, load_settings
@@ -188,6 +188,7 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
 def _ask_health(options: argparse.Namespace, settings: Settings) -> tuple[str, Any]:
     import ssl
 
+    lean.load("httpx")
     import httpx
 
     by_socket = not options.url and bool(settings.socket)

@@ -33,6 +33,8 @@ from lightship_agent.contract.codes import EnrolError, StorageError
 from lightship_agent.files import storage_error, sync_folder, write_durably
 from lightship_agent.update.clock import BUILT
 
+from .validity import Validity, validity_of
+
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -154,6 +156,19 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     def unconfirmed(self) -> bool:
         """Whether the control plane has not accepted the present pair yet, so that the old one is still kept."""
         return _beside(self.folder, "old").is_dir()
+
+    def validity(self) -> Validity:
+        """From when to when the device's own certificate is valid, without cryptography where it is as ours are.
+
+        Raises:
+            StorageError: storage.corrupt.
+        """
+        try:
+            return validity_of((self.folder / "cert.pem").read_bytes())
+        except (OSError, ValueError):
+            found = self.certificate()
+            begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+            return Validity(begins, ends, found.serial_number)
 
     def certificate(self) -> x509.Certificate:
         """The device's own certificate.

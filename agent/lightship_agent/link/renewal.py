@@ -41,7 +41,6 @@ from . import identity as store
 from .client import ControlPlane, Reply, ask, open_client
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
 log = logging.getLogger(__name__)
@@ -60,9 +59,9 @@ def renewal_due(not_before: float, not_after: float, now: float, share: float = 
     return now >= not_before + (not_after - not_before) * (2 / 3 + JITTER * share)
 
 
-def share_of(certificate: x509.Certificate) -> float:
+def share_of(serial: int) -> float:
     """A number in [0, 1) that every certificate has for itself."""
-    digest = hashlib.sha256(certificate.serial_number.to_bytes(20, "big")).digest()
+    digest = hashlib.sha256(serial.to_bytes(20, "big")).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
 
 
@@ -145,10 +144,9 @@ class CertificateKeeper:
             EnrolError: enrol.*.
             StorageError: storage.full, storage.unwritable, storage.corrupt.
         """
-        certificate = self._identity.certificate()
-        begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        begins, ends, serial = self._identity.validity()
         now = self._wall()
-        due = renewal_due(begins, ends, now, share_of(certificate))
+        due = renewal_due(begins, ends, now, share_of(serial))
         if not (due or self._control.hung_up) or self._monotonic() < self._not_before:
             return
         try:
