@@ -53,6 +53,7 @@ _NOBODY_LISTENS: Final = 0x10
 _BUSY: Final = frozenset({0x89, 0x97, 0x9F})
 #: What the library says of a connection that just ended.
 _UNSPECIFIED: Final = 0x80
+_PROTOCOL_ERROR: Final = 0x82
 _UNKNOWN_PROTOCOL: Final = frozenset({0x84, 0x01})
 
 
@@ -202,7 +203,9 @@ class MqttLink:
 
     def _fall_back(self) -> None:
         """Speak 3.1.1 to a broker that knows nothing newer: some say so, some just hang up, and so do broken ones."""
-        if self._said in _UNKNOWN_PROTOCOL or self._mute >= 2:
+        # The library passes no answer on that refuses 3.1.1; it calls it a protocol error.
+        refused = self._since is None and self._said == _PROTOCOL_ERROR
+        if self._said in _UNKNOWN_PROTOCOL or refused or self._mute >= 2:
             self._v5, self._mute = not self._v5, 0
             log.warning("mqtt: the broker hangs up on us; trying MQTT %s", "5" if self._v5 else "3.1.1")
             self._client = self._make_client()
