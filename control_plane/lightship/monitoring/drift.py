@@ -19,6 +19,7 @@ offset of its own above the floor does alarm.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import msgspec
@@ -32,6 +33,7 @@ from .calibration import Calibration
 from .cbpe import estimate
 from .drift_settings import DriftSettings
 from .hourly import Now, learn_hours, ranked_by_hour, season_facts, season_of
+from .joint import Together, judge_together
 from .ladder import Hours, Ladder
 from .layout import Block, Layout
 from .memory import NEVER, Memory
@@ -78,6 +80,7 @@ def watch_stream(
     importances: Mapping[str, float] | None = None,
     labels: Sequence[Labelled] = (),
     hours: Sequence[Hour] = (),
+    together: Sequence[Together] = (),
 ) -> Step:
     """Judge the last of `windows`, and the blocks that end with it, in the light of what is remembered.
 
@@ -97,6 +100,7 @@ def watch_stream(
         importances: mean |attribution| per feature, from the manifest; ranks the evidence.
         labels: what labels have said so far of the windows up to this one.
         hours: when each of `windows` was; without them no season is looked for.
+        together: stretches of windows whose products have come; each is judged once.
 
     Raises:
         DriftError: drift.unknown when there is no window.
@@ -106,6 +110,7 @@ def watch_stream(
     if memory is None or not memory.fits(layout, settings):
         memory = Memory.fresh(layout, settings)
     verdict, memory = _judge(layout, windows, first_window, settings, memory, key, hours)
+    verdict, memory = _judge_pairs(verdict, memory, profile, settings, together)
     performance = judge_errors(labels, profile.errors, profile.labelled, settings)
     verdict = msgspec.structs.replace(
         verdict, performance=performance, estimate=_estimate(profile, windows, settings.history)
@@ -120,6 +125,31 @@ def _with_errors(verdict: Verdict) -> Verdict:
     span = verdict.window + 1 - since
     alarm = Alarm(name=ERRORS, kind="performance", level_windows=max(span, 1), first_window=since, confirmed=True)
     return msgspec.structs.replace(verdict, level="critical", alarms=(alarm, *verdict.alarms))
+
+
+def _judge_pairs(
+    verdict: Verdict, memory: Memory, profile: ReferenceProfile, settings: DriftSettings, together: Sequence[Together]
+) -> Step:
+    """Judge the stretches that are new; a pair that goes together otherwise is critical when it does so again."""
+    kept = {f.name for f in profile.features} - set(settings.exclude)
+    names = tuple(f.name for f in profile.features)
+    for stretch in sorted(together):
+        if profile.moments is None or stretch.last <= memory.joint.window:
+            continue
+        found = judge_together(stretch, profile.moments, names, memory.joint, settings)
+        memory = replace(memory, joint=found.history)
+        verdict = msgspec.structs.replace(verdict, joint=found.shift)
+        if found.shift is None or not found.alarm or not kept.issuperset(found.shift.pair):
+            continue
+        size = stretch.last + 1 - stretch.first
+        name = " with ".join(found.shift.pair)
+        alarm = Alarm(
+            name=name, kind="joint", level_windows=size, first_window=stretch.first, confirmed=found.confirmed
+        )
+        level = "critical" if found.confirmed or verdict.level == "critical" else "warning"
+        tested = tuple(dict.fromkeys([*verdict.tested, size]))
+        verdict = msgspec.structs.replace(verdict, alarms=(*verdict.alarms, alarm), level=level, tested=tested)
+    return Step(verdict, memory)
 
 
 def _estimate(profile: ReferenceProfile, windows: Sequence[WindowCounts], most: int) -> Estimate | None:

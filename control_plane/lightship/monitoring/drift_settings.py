@@ -21,6 +21,7 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
     exclude: tuple[str, ...] = ()  # features that drift by nature: ids, clocks
     quality_share: float = 0.2  # of the budget, spent on missing, out-of-range and stuck features
     performance_share: float = 0.1  # of the budget, spent on labelled errors
+    joint_share: float = 0.05  # of the budget, spent on pairs of features that go together otherwise
     quality_floor: float = 0.005  # rise of a missing or out-of-range rate that is tolerated
     performance_floor: float = 0.01  # rise of the error rate that is tolerated
     warm_up: int = 48  # windows of its own that a device is calibrated on, at least
@@ -36,7 +37,8 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             SettingsError: settings.invalid.
         """
-        shares = (self.quality_share, self.performance_share, self.device_alpha, self.fleet_share, self.fleet_alpha)
+        parts = (self.quality_share, self.performance_share, self.joint_share)
+        shares = (*parts, self.device_alpha, self.fleet_share, self.fleet_alpha)
         positive = self.budget > 0 and self.horizon_windows >= 1 and self.min_rows >= 1
         if not (positive and all(0 < s < 1 for s in shares) and self.ladder_share > 0):
             raise SettingsError("settings.invalid", "Drift: budget, horizon and rows are positive, shares in (0, 1).")
@@ -61,7 +63,7 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ladder_share(self) -> float:
         """The ladder's part of the budget."""
-        return 1 - self.quality_share - self.performance_share
+        return 1 - self.quality_share - self.performance_share - self.joint_share
 
     def alpha(self, size: int, streams: int) -> float:
         """The level of one test of a block of `size` windows, one of `streams` that share the ladder's budget."""
@@ -70,6 +72,10 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
     def quality_alpha(self, size: int, streams: int) -> float:
         """The same for one data-quality test."""
         return self.quality_share * self.budget * size / (self.levels * streams * self.horizon_windows)
+
+    def joint_alpha(self, windows: int) -> float:
+        """The level of one test of all pairs of features over so many windows."""
+        return self.joint_share * self.budget * windows / self.horizon_windows
 
     def record_line(self, streams: int) -> float:
         """What the evidence of a stream's alarm of record must reach: the mean run of windows between false alarms."""

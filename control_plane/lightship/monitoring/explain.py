@@ -24,6 +24,7 @@ def explain(device: str, verdict: Verdict, settings: DriftSettings) -> list[str]
     shifts = {e.name: e for e in verdict.evidence}
     alarms = [[a for a in verdict.alarms if a.name == name and a.kind == "shift"] for name in names]
     said += [_shift(shifts.get(found[0].name), found, settings.effect_floor) for found in alarms]
+    said += _together(verdict)
     said += _quality(verdict)
     said += _performance(verdict)
     said += _quiet(verdict, settings, set(names))
@@ -53,6 +54,20 @@ def _shift(shift: FeatureShift | None, alarms: list[Alarm], floor: float) -> str
     if shift.psi_low <= floor:
         return f"{sentence}. It is a warning: it may still be as small as is tolerated."
     return f"{sentence}. It is a warning: the alarm of record is at {shift.evidence:.1%} of its line."
+
+
+def _together(verdict: Verdict) -> list[str]:
+    """Which features go together otherwise, if that alarmed."""
+    j = verdict.joint
+    alarms = [a for a in verdict.alarms if a.kind == "joint"]
+    if j is None or not alarms:
+        return []
+    sentence = f"{j.pair[0]} and {j.pair[1]} go together otherwise than in training, whatever each does alone: their "
+    sentence += f"correlation is {j.now:.2f} and was {j.before:.2f}, over {alarms[-1].level_windows} windows, p = "
+    sentence += f"{j.p_value:.1e}"
+    swapped = f" {j.swapped[0]} and {j.swapped[1]} look as if they had changed places." if j.swapped else ""
+    again = " It is critical: so it was in the windows before." if alarms[-1].confirmed else " It is a warning."
+    return [f"{sentence}.{again}{swapped}"]
 
 
 def _because(shift: FeatureShift) -> str:
@@ -99,7 +114,7 @@ def _quiet(verdict: Verdict, settings: DriftSettings, alarmed: set[str]) -> list
                 f"{e.name} stands out (PSI {e.psi:.2f}, p = {e.p_value:.1e}) and does not alarm: the budget asks for "
                 f"less than {settings.alpha(e.level_windows, _streams(verdict)):.1e}."
             )
-    if not rest and not alarmed and not verdict.quality:
+    if not rest and not verdict.alarms and not verdict.quality:
         said.append("Nothing stands out.")
     return said
 

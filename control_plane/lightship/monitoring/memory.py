@@ -13,7 +13,7 @@ Rules of this room:
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -25,6 +25,7 @@ from lightship_agent.contract.codes import DriftError
 from . import conformal
 from .calibration import Calibration, calibrate
 from .drift_settings import DriftSettings
+from .joint import JointHistory
 from .layout import Block, Counts, Layout
 from .season import Table
 
@@ -56,6 +57,7 @@ class Memory:
     since: Ints  # when the alarm of record was raised, or NEVER
     table: Table | None = None  # the hours of the week; None until a window comes whose hour is known
     seasonal: Memory | None = None  # of the comparisons with them
+    joint: JointHistory = field(default_factory=JointHistory)  # of features together
 
     @classmethod
     def fresh(cls, layout: Layout, settings: DriftSettings) -> Memory:
@@ -198,6 +200,7 @@ class _Stored(msgspec.Struct, frozen=True):
     table: tuple[bytes, ...] = ()
     closed: bool = False
     seasonal: bytes = b""
+    joint: JointHistory = JointHistory()
 
 
 def pack(memory: Memory) -> bytes:
@@ -214,6 +217,7 @@ def pack(memory: Memory) -> bytes:
         table=() if memory.table is None else _table_bytes(memory.table),
         closed=memory.table is not None and memory.table.closed,
         seasonal=b"" if memory.seasonal is None else pack(memory.seasonal),
+        joint=memory.joint,
     )
     return zlib.compress(msgspec.msgpack.encode(stored), 1)
 
@@ -278,6 +282,7 @@ def unpack(data: bytes) -> Memory:
             since=since,
             table=_table_of(stored),
             seasonal=unpack(stored.seasonal) if stored.seasonal else None,
+            joint=stored.joint,
         )
     except (zlib.error, msgspec.MsgspecError, ValueError) as e:
         raise DriftError("drift.unknown", f"The remembered state of a stream is not readable: {e}") from e

@@ -9,8 +9,10 @@ from typing import Literal
 
 import msgspec
 
+from .joint import JointShift
+
 StreamKind = Literal["feature", "prediction", "score", "joint"]
-AlarmKind = Literal["shift", "missing", "range", "stuck", "performance"]
+AlarmKind = Literal["shift", "missing", "range", "stuck", "performance", "joint"]
 Level = Literal["ok", "warning", "critical"]
 
 
@@ -124,5 +126,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     calibrated: Calibrated | None = None  # None: judged without a memory
     performance: Performance | None = None  # None: no labels
     estimate: Estimate | None = None  # None: the model gives no scores, or nobody counted what they are worth
+    joint: JointShift | None = None  # of the latest stretch of windows whose products came, with this window
     season: Season | None = None  # None: no window's hour was known
     record: dict[str, int] = {}  # streams whose alarm of record stands, and since which window

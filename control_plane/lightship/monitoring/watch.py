@@ -13,7 +13,9 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -34,15 +36,18 @@ from .drift import shift_table, watch_stream
 from .drift_settings import DriftSettings
 from .fleet import judge_fleet
 from .ingest import FUTURE_MS
+from .joint import Together
 from .memory import Memory
 from .performance import Labelled
 from .season import hours_of
-from .stored import content
+from .stored import content, products
 from .verdict import Verdict
 from .window_tallies import tally_window, told_apart
 
 log = logging.getLogger(__name__)
 ACTOR = "lightship:monitoring"
+#: Windows in a stretch of products, at most.
+_LONGEST: Final = 64
 BundleOf = Callable[[str], Bundle]
 #: Session, model, digest, reason.
 TakeBack = Callable[[Session, str, str, str], None]
@@ -167,12 +172,29 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
         told = [label for label in labels if label.window <= w]
         opened = [rows[n].opened_at if n in rows else None for n in range(first, w + 1)]
         when = hours_of(opened, latest)
-        verdict, memory = watch_stream(bundle.profile, recent, first, watch.drift, memory, key, importances, told, when)
+        stretches = _together(rows, counts, w)
+        verdict, memory = watch_stream(
+            bundle.profile, recent, first, watch.drift, memory, key, importances, told, when, stretches
+        )
         table = shift_table(bundle.profile, counts[w], watch.drift, importances)
         features = {s.name: s.psi for s in table if s.kind == "feature" and np.isfinite(s.psi)}
         largest = float(max(features.values(), default=0.0))
         psi = told_apart(features, importances)
         yield Judged(device.id, device.running_digest, w, verdict, largest, memory, psi)
+
+
+def _together(rows: Mapping[int, WindowRow], counts: Mapping[int, WindowCounts], w: int) -> list[Together]:
+    """The stretches up to window `w` whose products have come, where no window of them was lost."""
+    found = []
+    for n, row in rows.items():
+        told = products(row) if n <= w else None
+        if told is None:
+            continue
+        moments = [counts[i].moments for i in range(max(told.first, n - _LONGEST), n + 1) if i in counts]
+        known = [m for m in moments if m is not None]
+        if known and len(known) == n + 1 - told.first:
+            found.append(Together(told.first, n, told.products, reduce(add, known)))
+    return found
 
 
 def _labels(session: Session, device: Device) -> list[Labelled]:

@@ -261,7 +261,8 @@ def test_the_levels_of_all_tests_add_up_to_the_budget() -> None:
         total += tests * streams * SETTINGS.alpha(size, streams)
         total += tests * 3 * features * SETTINGS.quality_alpha(size, 3 * features)
     performance = windows / SETTINGS.performance_line
-    assert total + performance == pytest.approx(SETTINGS.budget)
+    joint = windows / 8 * SETTINGS.joint_alpha(8)
+    assert total + performance + joint == pytest.approx(SETTINGS.budget)
 
 
 def test_a_few_rows_are_carried_over_until_there_are_enough() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from lightship.monitoring.tails import (
     ncx2_isf,
     ncx2_sf,
 )
+from lightship.monitoring.two_sample import two_sample
 
 LEVELS = st.floats(-13, -0.01).map(lambda e: 10.0**e)
 
@@ -113,3 +115,47 @@ def test_counts_outside_their_support_have_certain_tails() -> None:
 def test_a_beta_that_may_have_two_peaks_is_refused() -> None:
     with pytest.raises(ValueError, match="b >= 1"):
         beta_binomial_sf(1, 10, 0.5, 0.5)
+
+
+# -- the two-sample test under the null ---------------------------------------------------------------------------
+
+
+def compositions(rows: int, cells: int) -> npt.NDArray[np.int64]:
+    """Every way in which `rows` rows may fall into `cells` cells."""
+    if cells == 1:
+        return np.array([[rows]])
+    rest = [compositions(rows - first, cells - 1) for first in range(rows + 1)]
+    return np.concatenate([np.insert(r, 0, first, axis=1) for first, r in enumerate(rest)])
+
+
+def chances(counts: npt.NDArray[np.int64], shares: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """Multinomial probabilities."""
+    return np.asarray(stats.multinomial(int(counts[0].sum()), shares).pmf(counts))
+
+
+@pytest.mark.parametrize(
+    ("shares", "rows", "reference"),
+    [
+        ((0.5, 0.5), 50, 500),
+        ((0.3, 0.7), 200, 1_000),
+        ((0.1, 0.9), 50, 500),
+        ((0.01, 0.99), 100, 1_000),  # a rare cell: one row is expected
+        ((0.001, 0.999), 200, 2_000),  # and a fifth of one
+        ((0.02, 0.98), 400, 800),
+        ((1 / 3, 1 / 3, 1 / 3), 30, 60),
+        ((0.02, 0.18, 0.8), 40, 60),
+        ((0.25, 0.25, 0.25, 0.25), 12, 16),
+    ],
+)
+def test_the_null_p_value_is_conservative_down_to_one_in_a_million(
+    shares: tuple[float, ...], rows: int, reference: int
+) -> None:
+    """Exactly: all outcomes of both samples are enumerated, and the chances of those that would alarm add up."""
+    current, known = compositions(rows, len(shares)), compositions(reference, len(shares))
+    weight, known_weight = chances(current, shares), chances(known, shares)
+    levels = np.array([10.0**-e for e in range(2, 8)])
+    total = np.zeros(len(levels))
+    for counts, w in zip(current, weight, strict=True):
+        p = two_sample(counts, known).p_value()
+        total += w * np.array([known_weight[p <= level].sum() for level in levels])
+    assert (total <= levels).all()
