@@ -43,6 +43,8 @@ from .monitor.application import ApplicationNumbers
 from .monitor.degraded import Degraded, Mode, state_of
 from .monitor.health import read_health
 from .monitor.monitor import Monitor
+from .monitor.redaction import parse_redaction
+from .monitor.sharing import Sharing
 from .monitor.strain import HOT, Strain
 from .runtime.compat import check_compatible
 from .runtime.model import load_model
@@ -134,6 +136,13 @@ class Agent:
         )
         self._mirror = Mirror()
         self._application = ApplicationNumbers(_now_ms())
+        self._sharing = Sharing(
+            self._dir,
+            parse_redaction(settings.share_redact),
+            rows=settings.share_rows_a_day,
+            size=settings.share_kb_a_day * 1_000,
+            names=self._columns,
+        )
         self._company = Company(self._plane, self._residents, self._mirror, self._monitor.watch_beside)
         socket = Path(settings.socket) if settings.socket else None
         repository = Repository(
@@ -249,8 +258,8 @@ class Agent:
         self._reporter.join(timeout=10)
         self._mirror.drain(1.0)
         now = _now_ms()
-        last = [*self._monitor.flush(now), *self._mirror.collect(now), *self._application.collect(now)]
-        self._keep(last)
+        rows = self._sharing.through(self._monitor.flush(now), now)
+        self._keep([*rows, *self._mirror.collect(now), *self._application.collect(now)])
         try:
             self._send()
         except LightshipError as e:  # what can't be delivered now waits in the outbox for the next start
@@ -383,7 +392,8 @@ class Agent:
 
     def _counted(self) -> list[AnyRecord]:
         now = _now_ms()
-        return [*self._monitor.collect(now), *self._mirror.collect(now), *self._application.collect(now)]
+        rows = self._sharing.through(self._monitor.collect(now), now)
+        return [*rows, *self._mirror.collect(now), *self._application.collect(now)]
 
     def _keep(self, records: Sequence[AnyRecord]) -> None:
         # Positions first: a cut in between skips a window number, and never uses one twice.
@@ -397,6 +407,10 @@ class Agent:
             log.warning("%s: %s of %s is %s", said, fault.feature, fault.model, fault.kind)
         self._events.append(faults)
         self._reports.append([r for r in records if not isinstance(r, Fault)])
+
+    def _columns(self, digest: str) -> tuple[str, ...] | None:
+        """What the columns of a model in memory are called."""
+        return next((m.schema.names for m in self._plane.resident() if m.digest == digest), None)
 
     def _send(self) -> None:
         self._reports.tick()
@@ -457,6 +471,7 @@ class Agent:
             "ring_dropped_rows": self._monitor.dropped_rows,
             "throttled": float(any(mode.code == HOT for mode in modes)),
             **(self._mqtt.quality.numbers() if self._mqtt is not None else {}),
+            **({"shared_rows_today": self._sharing.today.rows} if self._settings.share_labelled_rows else {}),
         }
 
     def _command(self, verb: str, command: Command) -> None:
@@ -515,6 +530,11 @@ class Agent:
                 "waiting": msgspec.to_builtins(state.waiting),
                 "metadata_expires": dict(self._updater.metadata_expires),
                 "last_code": state.last_code,
+            },
+            "sharing": {
+                "rows_a_report": self._settings.share_labelled_rows,
+                "rows_today": self._sharing.today.rows,
+                "bytes_today": self._sharing.today.bytes,
             },
             "link": {
                 "server": self._identity.info.server,

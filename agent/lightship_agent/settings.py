@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from .contract.codes import SettingsError
 from .contract.manifest import PROVIDERS
+from .monitor.redaction import parse_redaction
 from .update.windows import parse_windows
 
 
@@ -77,7 +78,20 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("window_max_seconds", "3600", "A window that is not full is closed after this time.", "s"),
     Setting("soak_seconds", "30", "How long a new model must serve without failing before it is committed.", "s"),
     Setting("reach_seconds", "120", "How long the control plane may be unreachable after a swap.", "s"),
-    Setting("share_labelled_rows", "0", "Rows with labels to share per report, for retraining; 0 shares none.", "rows"),
+    Setting(
+        "share_labelled_rows",
+        "0",
+        "Rows with labels to share per report, for retraining; 0 shares none (docs/privacy.md).",
+        "rows",
+    ),
+    Setting("share_rows_a_day", "1000", "Most rows that are shared in a day (UTC), if any.", "rows"),
+    Setting("share_kb_a_day", "256", "Most bytes of rows that are shared in a day, in thousands.", "kB"),
+    Setting(
+        "share_redact",
+        "",
+        "What is taken out of rows that are shared, separated by commas: field=drop, field=hash (with a salt of this "
+        "device's own) or field=round:DIGITS.",
+    ),
     Setting("outbox_mb", "64", "Largest size of the on-disk outbox; beyond it the oldest reports go.", "MB"),
     Setting(
         "drain_rate",
@@ -180,6 +194,9 @@ class Settings:
     soak_seconds: float
     reach_seconds: float
     share_labelled_rows: int
+    share_rows_a_day: int
+    share_kb_a_day: int
+    share_redact: str
     outbox_mb: int
     drain_rate: float
     store_mb: int
@@ -228,6 +245,7 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | 
         message = f"model_control: expected none or explicit, found {values['model_control']!r}."
         raise SettingsError("settings.invalid", message)
     check_providers(values["model_providers"])
+    parse_redaction(values["share_redact"])
     for name in ("download_window", "install_window"):
         parse_windows(values[name], f"LIGHTSHIP_AGENT_{name.upper()}")
     return Settings(**values)

@@ -24,6 +24,7 @@ from sqlalchemy.exc import DataError as DbDataError
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from lightship.storage import audit
 from lightship.storage.models import (
     DeadLetter,
     Device,
@@ -65,6 +66,7 @@ MAX_DEAD_PAYLOAD = 4_096
 FUTURE_MS = 5 * 60_000
 #: What a column of the database holds.
 _LARGEST = 2**63 - 1
+_DAY_MS = 86_400_000
 #: What a message may do to the database that is the message's own fault.
 _ITS_FAULT = (ArithmeticError, ValueError, IntegrityError, DbDataError)
 
@@ -283,6 +285,12 @@ def _store_update(session: Session, device: Device, epoch: str, update: Update) 
 
 
 def _store_rows(session: Session, device: Device, shared: LabelledRows, now: int) -> None:
+    day = now - now % _DAY_MS
+    mine = (FeedbackRow.device == device.id, FeedbackRow.model == shared.model, FeedbackRow.at >= day)
+    if session.scalar(select(FeedbackRow.id).where(*mine).limit(1)) is None:
+        # Once a day: that rows leave a device at all is the act; each is kept under its device and time.
+        detail = {"model": shared.model, "rows": len(shared.x)}
+        audit.append(session, actor=f"device:{device.id}", verb="device.share", subject=device.id, detail=detail)
     for x, y in zip(shared.x, shared.y, strict=False):
         values = np.array([np.nan if v is None else v for v in x], dtype="<f4")
         row = FeedbackRow(device=device.id, model=shared.model, digest=shared.digest, at=now, x=values.tobytes(), y=y)

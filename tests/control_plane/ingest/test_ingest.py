@@ -20,6 +20,7 @@ from lightship.api import metrics, views
 from lightship.home import Home
 from lightship.monitoring import ingest
 from lightship.storage.models import (
+    AuditEvent,
     DeadLetter,
     Device,
     DeviceEpoch,
@@ -91,6 +92,22 @@ def test_the_applications_numbers_are_kept_and_one_that_is_none_is_a_dead_letter
         app = session.get_one(Device, "pump-1").app
     assert (app["counters"], app["gauges"], app["since"]) == ({"parts": 2.0}, {"oven": 1.5}, 1)
     assert app["histograms"]["cycle"] == {"edges": [1.0], "counts": [2, 1], "sum": 4.5}
+
+
+def test_that_a_device_shares_rows_is_audited_once_a_day(pump: Home) -> None:
+    def share(s: int, now: int) -> None:
+        record = LabelledRows(s=s, t=now, model="pump", digest=DIGEST, schema=SCHEMA, x=((1.0, None),), y=("worn",))
+        send(pump, envelope(record), now=now)
+
+    for s, now in enumerate((5_000, 6_000, 86_400_000 + 5_000), start=1):
+        share(s, now)
+
+    with pump.database.read() as session:
+        events = session.scalars(select(AuditEvent).where(AuditEvent.verb == "device.share")).all()
+        assert [(e.actor, e.subject, e.detail) for e in events] == [
+            ("device:pump-1", "pump-1", {"model": "pump", "rows": 1})
+        ] * 2
+        assert session.scalar(select(func.count()).select_from(FeedbackRow)) == 3
 
 
 def acked(home: Home, device: str = "pump-1") -> str:
