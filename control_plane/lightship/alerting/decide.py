@@ -44,6 +44,7 @@ TOGETHER: Final[dict[str, tuple[str, Severity]]] = {
     "degraded": ("devices are degraded", "warning"),
     "clone": ("identities are in use twice", "critical"),
     "rollout": ("rollouts are halted", "warning"),
+    "ingest": ("ingest workers are dead or stuck", "critical"),
     "metadata": ("roles of the release list are near their end", "warning"),
     "channel": ("alert channels fail", "warning"),
 }

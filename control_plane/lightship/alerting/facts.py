@@ -15,7 +15,7 @@ from sqlalchemy import Select, String, and_, cast, exists, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from lightship.home import Home
-from lightship.storage.models import Alarm, AlertCounter, DeadLetter, Device, DeviceEpoch, RolloutRow
+from lightship.storage.models import Alarm, AlertCounter, DeadLetter, Device, DeviceEpoch, IngestBeat, RolloutRow
 
 from . import findings as f
 from . import store
@@ -54,6 +54,7 @@ class Facts:
             *f.cloned((d, g) for d, g in session.execute(_active(Device.id, Device.group).where(Device.cloned_at > 0))),
             *f.halted(_halted(session, now)),
             *f.dead(_dead(session, now), self._limits.dead_letters),
+            *f.missing(_beats(session), now, self._since),
             *f.stuck(store.oldest_queued(session, self._channels), now),
             *self._files(now),
         ]
@@ -139,6 +140,10 @@ def _halted(session: Session, now: int) -> list[f.Halted]:
     )
     rows = session.scalars(select(RolloutRow).where(or_(RolloutRow.status == "paused", back)))
     return [f.Halted(r.id, r.model, r.version, r.status, r.reason) for r in rows]
+
+
+def _beats(session: Session) -> list[tuple[str, int]]:
+    return [(worker, at) for worker, at in session.execute(select(IngestBeat.worker, IngestBeat.at))]
 
 
 def _dead(session: Session, now: int) -> int:

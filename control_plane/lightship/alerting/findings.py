@@ -21,6 +21,8 @@ RECENT: Final = 3_600_000
 #: Dead letters within `RECENT`, in multiples of what is allowed, that are critical.
 MANY_TIMES: Final = 10
 DAY: Final = 86_400_000
+#: An ingest worker says every few seconds that it is at work.
+BEAT_LATE: Final = 120_000
 #: A message that a channel has not taken for so long.
 STUCK: Final = 900_000
 
@@ -205,6 +207,23 @@ def dead(count: int, allowed: int) -> list[Finding]:
             sentence=f"More than {allowed} messages in an hour could not be understood; see `telemetry dead list`.",
         )
     ]  # fmt: skip
+
+
+def missing(workers: Iterable[tuple[str, int]], now: int, listening_since: int) -> list[Finding]:
+    """Ingest workers that give no sign of themselves: name, and when they did last."""
+    sure = now - listening_since > BEAT_LATE
+    return [
+        Finding(
+            key=f"ingest:{worker}",
+            kind="ingest",
+            severity="critical",
+            subject=worker,
+            sure=sure,
+            sentence=f"The ingest worker {worker} is dead, stuck or cut off from the broker: reports wait.",
+        )
+        for worker, at in workers
+        if now - at > BEAT_LATE
+    ]
 
 
 def stuck(oldest: Mapping[str, tuple[int, str]], now: int) -> list[Finding]:

@@ -25,6 +25,8 @@ from lightship.api.views import SILENT_MS
 from lightship.fleet import rollout as r
 from lightship.storage.models import (
     Alarm,
+    AlertMessage,
+    AlertRow,
     AuditEvent,
     DeadLetter,
     Device,
@@ -140,6 +142,10 @@ def fingerprint(session: Session, now: int) -> str:
         select(func.count(), func.count(Alarm.closed_at)).select_from(Alarm),
         select(func.count(), func.max(RetrainProposal.updated_at)).select_from(RetrainProposal),
         select(func.count()).select_from(DeadLetter),
+        select(func.count(), func.sum(AlertRow.resolved_at), func.sum(AlertRow.count)).where(
+            AlertRow.status != "pending"
+        ),
+        select(func.count()).where(AlertMessage.state == "queued", AlertMessage.code != ""),
     )
     answers = [[None if v is None else int(v) for v in session.execute(q).one()] for q in questions]
     gates = [

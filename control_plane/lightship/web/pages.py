@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from lightship import __version__
 from lightship.access.rules import Verb
+from lightship.alerting import views as alerting
 from lightship.api import views
 from lightship.api.guard import Guard, caller, does
 from lightship.api.operator_api import refuse
@@ -162,6 +163,7 @@ class _Pages:
         """Open alarms, then closed ones."""
         with self._home.database.read() as session:
             found = {
+                "alerts": alerting.listing(session, now_ms()),
                 "open_alarms": views.alarms(session, only_open=True),
                 "closed": [a for a in views.alarms(session, limit=200) if a["closed_at"] is not None],
             }

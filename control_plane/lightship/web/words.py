@@ -24,7 +24,7 @@ _TONES: Final = {
     "warn": "warning timed-out inconclusive quarantined forced silent dismissed rolled-back local",
     "bad": "critical still-serving failed refused fail revoked aborted exposed fleet broken cloned",
     "hold": "paused",
-    "off": "offline",
+    "off": "offline muted",
 }
 TONE: Final = {word: tone for tone, words in _TONES.items() for word in words.split()}
 
@@ -40,6 +40,8 @@ COMMANDS: Final = {
     "abort": "lightship rollout abort {id}",
     "retrain": "lightship retrain run {id}",
     "release": "lightship release {id}",
+    "alerts": "lightship alert list",
+    "ack": "lightship alert ack {id}",
     "audit": "lightship audit verify",
     "exposure": "lightship model exposure {id}",
 }

@@ -217,7 +217,10 @@ def test_a_receiver_that_comes_back_gets_all_of_it(home: Home, tmp_path: Path) -
 
 def run_up(home: Path, folder: Path, settings: Settings, fail_point: str = "") -> subprocess.Popen[bytes]:
     """`lightship up`, as a process that may die where it is told to."""
+    ready = folder / "ready"
+    ready.unlink(missing_ok=True)
     flags = {
+        "ready-file": str(ready),
         "broker": "none", "api-port": "0", "device-port": "0", "history": "off",
         "reconcile-seconds": "0.1", "alert-seconds": "0.1", "alert-group-seconds": "0", "alert-clear-seconds": "0",
         "alert-timeout-seconds": "0.5", "alert-ca": settings.alert_ca,
@@ -253,7 +256,8 @@ def test_killed_between_storing_and_sending_nothing_is_lost_and_what_is_repeated
         assert heard(receiver) == [*[("open", 1)] * times, ("resolve", 2)]
         third = run_up(home.path, tmp_path, settings)
         try:
-            time.sleep(4)
+            until((tmp_path / "ready").exists, 60)
+            time.sleep(2)  # some twenty looks
         finally:
             third.send_signal(signal.SIGTERM)
             assert third.wait(timeout=30) == 0

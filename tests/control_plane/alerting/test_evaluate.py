@@ -21,6 +21,7 @@ from lightship.storage.models import (
     DeadLetter,
     Device,
     DeviceEpoch,
+    IngestBeat,
     RolloutRow,
 )
 from lightship_agent.contract.codes import AlertError
@@ -125,6 +126,8 @@ def test_everything_that_is_wrong_is_found(home: Home) -> None:
         alarm("dirty", kind="data", level="critical", evidence={"kind": "stuck", "feature": "speed"}),
         alarm("drifts", closed_at=5),
         rollout("r1", "paused", 1, "other"), rollout("r2", "rolled-back", 2), rollout("r0", "rolled-back", 1),
+        IngestBeat(worker="lightship-ingest-1", at=now_ms() - 200_000),
+        IngestBeat(worker="lightship-ingest-0", at=now_ms()),
         DeviceEpoch(device="sick", epoch="e", next_seq=9, lost=4, updated_at=1),
         *(DeadLetter(id=str(i), at=now_ms(), topic="t", code="c", detail="", payload=b"") for i in range(21)),
     )  # fmt: skip
@@ -135,6 +138,7 @@ def test_everything_that_is_wrong_is_found(home: Home) -> None:
         "drift:drifts": "critical", f"drift:{version.model}": "critical", "data:dirty": "critical",
         "certificate:ends": "warning", "degraded:sick": "warning", "clone:twice": "critical",
         "rollout:r1": "warning", "rollout:r2": "critical", "lost:sick": "warning", "dead-letters:ingest": "warning",
+        "ingest:lightship-ingest-1": "critical",
     }  # fmt: skip
 
 

@@ -138,6 +138,15 @@ def test_dead_letters_are_told_of_when_they_are_more_than_allowed() -> None:
     assert [x.severity for x in (*f.dead(21, 20), *f.dead(201, 20))] == ["warning", "critical"]
 
 
+def test_a_worker_is_missed_after_two_minutes_and_not_while_we_have_just_begun() -> None:
+    workers = [("ingest-0", 0), ("ingest-1", 10_000)]
+    late = f.BEAT_LATE + 1
+
+    assert [(x.subject, x.sure) for x in f.missing(workers, late, -1)] == [("ingest-0", True)]
+    assert [(x.subject, x.sure) for x in f.missing(workers, late, late - 5_000)] == [("ingest-0", False)]
+    assert f.missing(workers, f.BEAT_LATE, -1) == []
+
+
 def test_an_alertmanager_hears_of_an_end_that_is_near_until_there_is_one() -> None:
     told = Told(
         id="x", kind="dead-letters", severity="ok", worst="critical", sentence="a\nb", count=1, grouped=False,

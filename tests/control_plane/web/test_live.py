@@ -12,14 +12,14 @@ from contextlib import contextmanager
 
 import httpx
 import uvicorn
-from sqlalchemy import update
+from sqlalchemy import insert, update
 from tests.control_plane.web import believable
 
 from lightship.api.operator_api import create_operator_app
 from lightship.api.views import SILENT_MS
 from lightship.home import Home
 from lightship.storage import audit
-from lightship.storage.models import Device, DeviceEpoch, RolloutRow
+from lightship.storage.models import AlertRow, Device, DeviceEpoch, RolloutRow
 from lightship.web.live import Live, fingerprint
 from lightship.web.pages import add_pages
 
@@ -124,6 +124,18 @@ def test_the_fingerprint_moves_with_everything_the_pages_show(fresh_home: Home) 
         update(Device).where(Device.id == "meter-1").values(last_seen=now + 1),
         update(Device).where(Device.id == "meter-1").values(quarantined=True),
         update(Device).where(Device.id == "meter-1").values(verdict={"verdict": {"window": 41}}),
+        insert(AlertRow).values(
+            id="a1",
+            kind="silent",
+            status="open",
+            severity="critical",
+            sentence="",
+            count=1,
+            began=1,
+            resolved_at=0,
+            state=b"",
+        ),
+        update(AlertRow).values(status="resolved", resolved_at=5),
         update(RolloutRow).where(RolloutRow.id == "c0de0004").values(gate={"verdict": {"outcome": "pass"}}),
     )
     for change in changes:

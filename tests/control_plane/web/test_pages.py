@@ -11,8 +11,11 @@ from sqlalchemy import select
 from tests.control_plane.web import believable
 from tests.control_plane.web.browser import Browser
 
+from lightship.alerting import store
+from lightship.alerting.decide import Alert, Decision, Member
 from lightship.cli import cli
 from lightship.home import Home
+from lightship.storage.audit import now_ms
 from lightship.storage.models import Alarm, AuditEvent, Device, RolloutRow, Run
 from lightship.web import facts, pages, words
 from lightship.web.pages import HERE, POLICY
@@ -143,6 +146,24 @@ def test_the_audit_page_shows_one_subject_when_asked(client: Browser) -> None:
     assert "home.create" in everything
     assert "home.create" not in one
     assert "rollout.transition" in one
+
+
+def test_the_alarms_page_shows_what_people_are_told_of_and_escapes_what_devices_say(fresh_home: Home) -> None:
+    now = now_ms()
+    member = Member(subject="press-1", group="pumps")
+    told = Alert(
+        id="a1b2c3", kind="degraded", severity="critical", sentence=f"press-1 is {NASTY}", members={"d": member},
+        status="open", began=now, opened_at=now, told="critical", told_at=now, number=1,
+    )  # fmt: skip
+    with fresh_home.database.write() as session:
+        store.save(session, Decision(changed=(told,)))
+        store.mute(session, "group:fans", until=now + 60_000, actor="user:ann", reason="New floor.", now=now)
+    page = Browser(fresh_home).get("/alarms").text
+    assert NASTY not in page
+    words_of_it = said(page)
+    assert "lightship alert ack a1b2c3" in words_of_it
+    assert "group:fans until" in words_of_it
+    assert "No alert is open." not in words_of_it
 
 
 def test_an_empty_home_has_pages_too_and_they_say_how_to_begin(fresh_home: Home) -> None:
