@@ -6,6 +6,7 @@ agent; serving starts from what is on disk and needs no network; the threads are
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import platform
@@ -47,6 +48,7 @@ from .monitor.redaction import parse_redaction
 from .monitor.sharing import Sharing
 from .monitor.strain import HOT, Strain
 from .runtime.compat import check_compatible
+from .runtime.memory import trim_memory
 from .runtime.model import load_model
 from .runtime.ort import onnxruntime
 from .runtime.session import Allowed
@@ -222,6 +224,8 @@ class Agent:
         # What counts rows or checks a bundle lets a request in after a millisecond, and not after Python's five.
         sys.setswitchinterval(SWITCH_SECONDS)
         self.start()
+        gc.enable()  # see the module `start`
+        trim_memory()
         try:
             told.get()
         finally:

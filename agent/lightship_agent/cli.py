@@ -6,22 +6,27 @@ their family (docs/reference/errors.md); secrets come from files or standard inp
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 from . import __version__, lean  # first: it loads msgspec
 from .contract.codes import CODES, LightshipError, SettingsError, error_of
 from .logs import configure
 from .settings import SETTINGS, Settings, load_settings
 
+if TYPE_CHECKING:
+    import argparse
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; the reference page is generated from it."""
+    import argparse
+
     parser = argparse.ArgumentParser(prog="lightship-agent", description="Serve released models on this device.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -77,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; the process exit status."""
-    options = build_parser().parse_args(arguments)
+    options = _options(sys.argv[1:] if arguments is None else arguments)
     try:
         settings = load_settings(os.environ, {s.name: getattr(options, s.name, None) for s in SETTINGS})
         _configure_logging(settings)
@@ -86,6 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(e, as_json=options.json)
     except KeyboardInterrupt:
         return 130
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    if arguments == ["run"]:  # as a service is started: it need not wait for the other verbs
+        return cast("argparse.Namespace", SimpleNamespace(verb="run", json=False))
+    return build_parser().parse_args(arguments)
 
 
 def _verb(verbs: Any, name: str, help_text: str) -> argparse.ArgumentParser:
