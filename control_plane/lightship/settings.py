@@ -99,6 +99,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("drift_exclude", "", "Features that drift by nature (ids, clocks) and are not watched, by commas."),
     Setting("drift_warm_up", "48", "Windows of its own after which a device is judged by its history.", "windows"),
     Setting("drift_baseline", "336", "Healthy windows of a device that make its baseline, at most.", "windows"),
+    Setting("drift_segments", "", "Labels of devices by which drift is also judged, by commas: site, line …"),
     Setting("drift_season_weeks", "4", "Weeks in which each hour of the week is learnt; 0: no seasons.", "weeks"),
     Setting("retrain", "propose", "What sustained fleet drift leads to.", "", ("off", "propose", "auto")),
     Setting("retrain_min_rows", "200", "Labelled rows needed before a proposal can run.", "rows"),
@@ -175,6 +176,7 @@ class Settings:
     drift_exclude: str
     drift_warm_up: int
     drift_baseline: int
+    drift_segments: str
     drift_season_weeks: int
     retrain: str
     retrain_min_rows: int

@@ -16,7 +16,10 @@ from lightship_agent.files import write_durably
 from .console import emit, json_option, say, table, with_home
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from lightship.monitoring.simulate import Seen
+    from lightship.storage.models import Device
 
 
 @click.group()
@@ -44,13 +47,27 @@ def explain(home: Home, device_id: str, as_json: bool) -> None:
         if row is None:
             raise FleetError("fleet.unknown-device", f"No device {device_id!r}.", remedy="See `lightship device list`.")
         stored = row.verdict.get("verdict")
+        shared = _shared(session, row)
     if not stored:
         raise DriftError("drift.unknown", f"No window of {device_id} has been judged yet.")
-    sentences = in_words(device_id, msgspec.convert(stored, Verdict), drift_settings(settings))
+    sentences = [*in_words(device_id, msgspec.convert(stored, Verdict), drift_settings(settings)), *shared]
     if as_json:
         emit({"device": device_id, "level": stored["level"], "sentences": sentences, "verdict": stored})
     else:
         click.echo("\n".join(sentences))
+
+
+def _shared(session: Session, device: Device) -> list[str]:
+    """What stands of alarms that a device has a part in with others."""
+    from sqlalchemy import select
+
+    from lightship.storage.models import Alarm
+
+    of_many = Alarm.kind.in_(("fleet", "segment"))
+    query = select(Alarm).where(of_many, Alarm.model == device.running_model, Alarm.closed_at.is_(None))
+    return [
+        f"It has a part in this: {a.sentence}" for a in session.scalars(query) if device.id in a.evidence["devices"]
+    ]
 
 
 @drift.command()

@@ -51,6 +51,7 @@ def drift_settings(settings: Settings) -> DriftSettings:
         exclude=tuple(name for n in settings.drift_exclude.split(",") if (name := n.strip())),
         warm_up=settings.drift_warm_up,
         baseline=settings.drift_baseline,
+        segments=tuple(name for n in settings.drift_segments.split(",") if (name := n.strip())),
         season_weeks=settings.drift_season_weeks,
     )
 

@@ -29,6 +29,8 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
     season_weeks: int = 4  # in which each hour of the week is learnt; 0: no seasons
     device_alpha: float = 0.01  # per device, when the drifting devices of a fleet are counted
     fleet_share: float = 0.5  # of the devices must drift together for it to be the fleet
+    segments: tuple[str, ...] = ()  # labels of devices by which they are also judged
+    segment_devices: int = 3  # that have a value of a label, at least
     fleet_alpha: float = 0.001  # how unlikely that count must be by chance
 
     def __post_init__(self) -> None:

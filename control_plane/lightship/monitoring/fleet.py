@@ -57,7 +57,7 @@ def judge_fleet(verdicts: Mapping[str, Verdict], settings: DriftSettings) -> Fle
         settings: shares and levels.
     """
     voting = {d: v for d, v in sorted(verdicts.items()) if v.p_value is not None}
-    drifting = {d: names for d, v in voting.items() if (names := _streams(v, settings))}
+    drifting = {d: names for d, v in voting.items() if (names := drifts_in(v, settings))}
     alarmed = tuple(d for d, v in sorted(verdicts.items()) if has_alarm(v))
     need = max(2, math.ceil(settings.fleet_share * len(voting)))
     count = Counter(name for names in drifting.values() for name in names)
@@ -82,7 +82,7 @@ def has_alarm(verdict: Verdict) -> bool:
     return verdict.level != "ok" or bool(verdict.quality) or any(e.alarm for e in verdict.evidence)
 
 
-def _streams(verdict: Verdict, settings: DriftSettings) -> frozenset[str]:
+def drifts_in(verdict: Verdict, settings: DriftSettings) -> frozenset[str]:
     """The names of the streams in which a device drifts."""
     names = {f.name for f in verdict.quality} | {a.name for a in verdict.alarms}
     significant = verdict.p_value is not None and verdict.p_value < settings.device_alpha

@@ -22,6 +22,7 @@ import msgspec
 from lightship_agent.contract.codes import SettingsError
 
 from .fleet import FleetVerdict
+from .segments import Lasting
 from .verdict import Alarm, Verdict
 
 #: A device that drifted longer than this before the fleet did was sick on its own.
@@ -97,6 +98,7 @@ class PolicyState(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: dict[StreamKey, tuple[str, ...]] = {}  # and the streams it was quarantined for
     fleet: FleetEvent | None = None
     judged: int = 0  # windows of all streams
+    segments: dict[str, Lasting] = {}  # of devices with a label, kept by `segments.follow`
 
 
 class OpenAlarm(msgspec.Struct, frozen=True, kw_only=True, tag="open-alarm"):
@@ -215,7 +217,8 @@ def decide(
         excluded = sorted({k.device for k in quarantined})
         event, shared = _fleet_actions(event, tracks, excluded, fleet, model=model, now=now)
         actions.extend(a for a in shared if settings.propose or isinstance(a, FleetAlarm))
-    return PolicyState(tracks=tracks, quarantined=quarantined, fleet=event, judged=judged), tuple(actions)
+    after = msgspec.structs.replace(state, tracks=tracks, quarantined=quarantined, fleet=event, judged=judged)
+    return after, tuple(actions)
 
 
 def _drop_replaced(

@@ -40,6 +40,7 @@ from .joint import Together
 from .memory import Memory
 from .performance import Labelled
 from .season import hours_of
+from .segments import SegmentAlarm, SegmentWell, follow, judge_segments, with_segments
 from .stored import content, products
 from .verdict import Verdict
 from .window_tallies import tally_window, told_apart
@@ -125,11 +126,18 @@ def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]
             continue
         # Devices are compared on the bundle that most of them serve: another profile counts other things.
         common = Counter(d.running_digest for d in latest).most_common(1)[0][0]
-        fleet = judge_fleet({d.id: v for d, v in latest.items() if d.running_digest == common}, watch.drift)
+        comparable = {d.id: v for d, v in latest.items() if d.running_digest == common}
+        parts = judge_segments(comparable, {d.id: d.labels for d in latest}, watch.drift)
+        fleet = with_segments(judge_fleet(comparable, watch.drift), parts)
         keyed = {p.StreamKey(d.id, d.running_digest): v for d, v in latest.items()}
         state, actions = p.decide(state, keyed, fleet, model=model, now=now / 1_000, settings=watch.policy)
         for action in actions:
             _carry_out(session, watch, action, model, now)
+        looked = {d: v.window for d, v in comparable.items()}
+        segments, found = follow(state.segments, parts, looked, fleet, watch.policy.recovery)
+        state = msgspec.structs.replace(state, segments=segments)
+        for change in found:
+            _segment(session, change, model, now)
         if state.fleet is None:
             _close_fleet_alarms(session, model, now)
     if row is None:
@@ -331,6 +339,21 @@ def _close_fleet_alarms(session: Session, model: str, now: int) -> None:
     for alarm in session.scalars(query):
         alarm.closed_at = now
         audit.append(session, actor=ACTOR, verb="alarm.close", subject=alarm.id, detail={"reason": "the fleet is well"})
+
+
+def _segment(session: Session, change: SegmentAlarm | SegmentWell, model: str, now: int) -> None:
+    """Open or close the alarm of a segment."""
+    if isinstance(change, SegmentAlarm):
+        f = change.found
+        evidence = {"segment": f.name, "devices": list(f.devices), "names": list(f.shared), "p_value": f.p_value}
+        _insert(session, kind="segment", model=model, level="critical", now=now, sentence=f.sentence, evidence=evidence)
+        return
+    query = select(Alarm).where(Alarm.kind == "segment", Alarm.model == model, Alarm.closed_at.is_(None))
+    for alarm in session.scalars(query):
+        if alarm.evidence.get("segment") == change.name:
+            alarm.closed_at = now
+            detail = {"reason": f"{change.name} is well again"}
+            audit.append(session, actor=ACTOR, verb="alarm.close", subject=alarm.id, detail=detail)
 
 
 def _open_alarms(session: Session, key: p.StreamKey) -> list[Alarm]:

@@ -168,3 +168,29 @@ def test_window_numbers_as_large_as_they_get_are_no_work(fleet: Home) -> None:
     window(fleet, "pump-1", 0)
     window(fleet, "pump-1", 2**53)
     assert judge(fleet) == 2
+
+
+def test_devices_with_a_label_that_drift_unlike_the_others_are_one_alarm_that_ends_with_the_drift(home: Home) -> None:
+    version, sites = register(home, 1), {f"pump-{i}": "north" if i < 4 else "south" for i in range(9)}
+    for name, site in sites.items():
+        add_device(home, name, labels={"site": site})
+        reports_running(home, name, version)
+    drift = DriftSettings(levels=1, budget=1.0, horizon_windows=1_000, segments=("site",))
+    watch = Watch(bundle_of=BundleCache(home.artifacts), drift=drift, policy=PolicySettings())
+
+    def look(first: int, shift: float) -> list[Alarm]:
+        for w in range(first, first + 10):
+            for name, site in sites.items():
+                window(home, name, w, shift=shift if site == "north" else 0.0)
+        watch_model(home.database, watch, "pump")
+        with home.database.read() as session:
+            return list(session.scalars(select(Alarm).where(Alarm.kind == "segment")))
+
+    (alarm,) = look(0, 3.0)
+    assert "4 devices with site=north drift in" in alarm.sentence
+    assert alarm.evidence["segment"] == "site=north"
+    assert set(alarm.evidence["devices"]) == {"pump-0", "pump-1", "pump-2", "pump-3"}
+    assert alarm.closed_at is None
+    (same,) = look(10, 0.0)
+    assert same.id == alarm.id
+    assert same.closed_at is not None
