@@ -173,13 +173,18 @@ class Exposition:
 def render(home: Home) -> bytes:
     """The exposition text, gathered now."""
     registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Gathered(gather(home)))
+    return generate_latest(registry)
+
+
+def gather(home: Home) -> list[Family]:
+    """The metrics as they are now, within their bounds."""
     began = time.monotonic()
     with home.database.read() as session:
         found = fleet_facts.gather(session)
         tallies = fleet_facts.tallies(session)
     found["lightship_tuf_metadata_expiry_seconds"] = fleet_facts.metadata_expiries(home)
-    registry.register(_Gathered(list(_families(found, tallies, began))))
-    return generate_latest(registry)
+    return list(_families(found, tallies, began))
 
 
 class _Gathered(Collector):

@@ -17,6 +17,7 @@ from lightship_agent.logs import configure
 
 from .console import emit, json_option, opened, say, stamp, table, with_home
 from .moments import moment
+from .otlp import otlp
 from .tail import tail
 
 MAX_WORKERS = 16
@@ -75,6 +76,7 @@ def telemetry() -> None:
 
 
 telemetry.add_command(tail)
+telemetry.add_command(otlp)
 
 
 @telemetry.group()

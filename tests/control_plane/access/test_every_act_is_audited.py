@@ -73,6 +73,7 @@ ELSEWHERE = {
     "dashboards export": "tests/control_plane/dashboards/test_files.py; it writes files of its own, and no home",
     "telemetry dead show": "tests/control_plane/ingest/test_history.py; it only reads",
     "telemetry tail": "tests/control_plane/ingest/test_tail.py; it only reads",
+    "telemetry otlp": "tests/control_plane/integrations/test_otlp.py; it only reads",
     "telemetry export": "tests/control_plane/ingest/test_history.py; it only reads",
     "train": "tests/control_plane/registry/test_pipeline.py",
     "up": "no act itself; what it runs has rows of its own",
