@@ -3,12 +3,14 @@
 Rules:
 * over TLS, from the start or by STARTTLS, which is asked for and not hoped for; without TLS only on this machine;
 * the server's certificate is checked; the password goes nowhere before;
+* a letter that one recipient may have is taken, and who was refused is logged; one that nobody may have is not;
 * a letter's Message-ID follows from what is in it: one that is sent twice is one letter to a mail program.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import smtplib
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,6 +25,8 @@ from lightship_agent.contract.codes import AlertError, SettingsError
 from .channels import required, secret
 from .payload import Message, Told, plain, subject
 from .post import Deadline, explained, is_near, trust
+
+log = logging.getLogger(__name__)
 
 
 class Mail:
@@ -98,7 +102,8 @@ class Mail:
                 "alert.protocol", f"{where} does not speak SMTP as expected: {_codes(e)}.", remedy=remedy
             ) from e
         if refused:
-            raise AlertError("alert.refused", f"{where} refused {len(refused)} of {len(self._recipients)} recipients.")
+            # Some have it: to send it again for the others would be to send it to those for three days.
+            log.warning("alert.refused: %s refused %d of %d recipients", where, len(refused), len(self._recipients))
 
     def _connect(self) -> smtplib.SMTP:
         if self._tls == "tls":
