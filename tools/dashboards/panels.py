@@ -120,9 +120,12 @@ _ALERTS: Final[Json] = {
     "hide": False,
     "iconColor": "red",
     "datasource": PROMETHEUS,
-    "expr": 'ALERTS{alertname=~"Lightship.*", alertstate="firing"}',
-    "titleFormat": "{{alertname}}",
-    "step": "60s",
+    "target": {
+        "refId": "Alerts",
+        "expr": 'ALERTS{alertname=~"Lightship.*", alertstate="firing"}',
+        "instant": False,
+        "range": True,
+    },
 }
 
 
@@ -132,7 +135,6 @@ def _variable(name: str, label: str, metric: str) -> Json:
         "label": label,
         "type": "query",
         "datasource": PROMETHEUS,
-        "definition": f"label_values({metric}, {name})",
         "query": {"query": f"label_values({metric}, {name})", "refId": "Variable"},
         "refresh": 2,
         "sort": 1,
@@ -234,6 +236,8 @@ _OPTIONS: Final[dict[str, Json]] = {
         "orientation": "auto",
         "textMode": "auto",
         "wideLayout": True,
+        "showPercentChange": False,
+        "percentChangeColorMode": "standard",
     },
     "timeseries": {
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
@@ -252,9 +256,5 @@ _OPTIONS: Final[dict[str, Json]] = {
         "maxVizHeight": 300,
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False, "calcs": []},
     },
-    "table": {
-        "showHeader": True,
-        "cellHeight": "sm",
-        "footer": {"show": False, "reducer": ["sum"], "countRows": False, "fields": ""},
-    },
+    "table": {"showHeader": True, "cellHeight": "sm", "frameIndex": 0},
 }

@@ -153,10 +153,10 @@ METRICS: Final[tuple[Metric, ...]] = (*_GAUGES, *_COUNTERS, *_ABOUT_ITSELF)
 class Exposition:
     """The metrics of a home, gathered at most every few seconds, however many ask."""
 
-    def __init__(self, home: Home, seconds: float = CACHE_SECONDS) -> None:
+    def __init__(self, home: Home, seconds: float | None = None) -> None:
         """Nothing is gathered yet."""
         self._home = home
-        self._seconds = seconds
+        self._seconds = CACHE_SECONDS if seconds is None else seconds
         self._lock = threading.Lock()
         self._text = b""
         self._at = -math.inf
