@@ -151,6 +151,16 @@ FLEET: Final = Dashboard(
                     SELECT opened_ms, level, kind, sentence FROM view_alarms WHERE closed_ms IS NULL
                     ORDER BY opened_ms DESC LIMIT 20""",
                 ),
+                Panel(
+                    "Alerts",
+                    "What people are told of, or would be, from the database.",
+                    "table",
+                    width=24,
+                    height=6,
+                    sql="""
+                    SELECT began_ms, status, severity, kind, findings, sentence FROM view_alerts
+                    WHERE status <> 'resolved' ORDER BY began_ms DESC LIMIT 20""",
+                ),
             ),
         ),
     ),

@@ -245,9 +245,9 @@ INGEST: Final = Dashboard(
             "Around it",
             (
                 Panel(
-                    "Reports lost",
-                    "Since ever; a step is an outbox that ran over.",
-                    queries=(Query("lightship_reports_lost", "lost"),),
+                    "Messages to people",
+                    "About alerts, by channel: queued, sent or given up, of late.",
+                    queries=(Query("sum by (channel, state) (lightship_alert_messages)", "{{channel}} {{state}}"),),
                 ),
                 Panel(
                     "Signed lists expire in",

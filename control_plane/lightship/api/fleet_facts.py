@@ -23,6 +23,8 @@ from lightship.storage.audit import now_ms
 from lightship.storage.models import (
     AgreementRow,
     Alarm,
+    AlertMessage,
+    AlertRow,
     AuditEvent,
     Cut,
     DeadLetter,
@@ -220,8 +222,17 @@ def _telemetry(session: Session) -> dict[str, Samples]:
     )
     proposals = session.execute(select(p.model, p.status, func.count()).group_by(p.model, p.status))
     workers = session.execute(select(IngestBeat.worker, IngestBeat.at))
+    w, m = AlertRow, AlertMessage
+    alerts = session.execute(
+        select(w.kind, w.severity, w.status, func.count())
+        .where(w.status != "resolved")
+        .group_by(w.kind, w.severity, w.status)
+    )
+    messages = session.execute(select(m.channel, m.state, func.count()).group_by(m.channel, m.state))
     return {
         "lightship_alarms_open": {(kind, level): (float(n),) for kind, level, n in alarms},
+        "lightship_alerts": {(kind, severity, status): (float(n),) for kind, severity, status, n in alerts},
+        "lightship_alert_messages": {(channel, state): (float(n),) for channel, state, n in messages},
         "lightship_data_faults_open": {(m, kind or "", f or ""): (float(n),) for m, kind, f, n in faults},
         "lightship_retrain_proposals": {(model, status): (float(n),) for model, status, n in proposals},
         "lightship_ingest_worker_seen_timestamp_seconds": {(name,): (at / 1_000,) for name, at in workers},

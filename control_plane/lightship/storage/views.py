@@ -81,6 +81,15 @@ VIEWS: Final[tuple[View, ...]] = (
         """,
     ),
     View(
+        "view_alerts",
+        "Of what people are told, or would be: a finding that waits, an alert that is open, or one that is over.",
+        """
+        SELECT id AS alert, kind, status, severity, sentence, count AS findings, began AS began_ms,
+            resolved_at AS resolved_ms
+        FROM alerts
+        """,
+    ),
+    View(
         "view_experiments",
         "An experiment on a device: rows that both answered, and those of them answered alike.",
         """
@@ -121,7 +130,7 @@ def drop_views(connection: Connection) -> None:
 def make_views(connection: Connection) -> None:
     """Make them, where their tables are; an older schema has none."""
     tables = set(inspect(connection).get_table_names())
-    if not {"tallies", "experiments"} <= tables:
+    if not {"tallies", "experiments", "alerts"} <= tables:
         return
     for view in VIEWS:
         connection.execute(text(f"CREATE VIEW {view.name} AS {view.query}"))

@@ -90,7 +90,7 @@ def test_a_dashboard_has_what_grafana_needs_to_provision_it(path: Path) -> None:
 
 def test_every_sql_panel_runs_on_the_views_of_sqlite(home: Home) -> None:
     asked = [sql for p in DASHBOARDS for _, sql in queries(p)]
-    assert len(asked) == 7
+    assert len(asked) == 8
     with home.database.read() as session:
         for sql in asked:
             assert session.execute(text(sql)).all() == []

@@ -15,7 +15,7 @@ from lightship.home import Home
 
 PROGRAM = shutil.which("prometheus")
 #: Panels that show nothing of a fleet that is well.
-EMPTY = {"Sets of labels folded", "Rollouts that wait", "What updates are at"}
+EMPTY = {"Sets of labels folded", "Rollouts that wait", "What updates are at", "Messages to people"}
 
 
 @pytest.mark.slow

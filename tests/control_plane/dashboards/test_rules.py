@@ -63,6 +63,8 @@ CASES = (
     Case("LightshipDeviceCloned", {"lightship_devices_cloned": "1x60"}, {"lightship_devices_cloned": "0x60"}),
     Case("LightshipRevokedStillConnected", {"lightship_sessions_to_cut": "1x60"},
          {"lightship_sessions_to_cut": "1x3 0x60"}),
+    Case("LightshipAlertsUndelivered", {'lightship_alert_messages{channel="ops",state="given-up"}': "1x60"},
+         {'lightship_alert_messages{channel="ops",state="sent"}': "9x60"}),
     Case("LightshipMetricsFolded", {'lightship_metrics_folded{metric="lightship_devices"}': "4x120"}, {}, "90m"),
 )  # fmt: skip
 
