@@ -6,7 +6,6 @@ Rules: counting is on the hot path of ingest: plain numbers while the batch is s
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import zip_longest
 from typing import Final, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -51,10 +50,13 @@ class BatchTally:
         grown = self._served.get((group, now.model, now.version))
         if grown is None:
             grown = self._served[group, now.model, now.version] = [0] * (3 + CELLS)
-        after = (now.requests, now.failures, now.busy_us, *now.latencies)
-        old = (before.rows, before.failures, before.busy_us, *before.latencies)
-        for i, (a, b) in enumerate(zip_longest(after, old, fillvalue=0)):
-            grown[i] += a - b if a >= b else a
+        old, known = before.latencies, len(before.latencies)
+        for i, n in enumerate(now.latencies):
+            if n != (m := old[i] if i < known else 0):
+                grown[3 + i] += n - m if n > m else n
+        three = (now.requests, before.rows), (now.failures, before.failures), (now.busy_us, before.busy_us)
+        for i, (n, m) in enumerate(three):
+            grown[i] += n - m if n >= m else n
 
     def write(self, session: Session) -> None:
         """Hand it to what the transaction counts."""
