@@ -18,12 +18,14 @@ from sqlalchemy.orm import Session
 from lightship.monitoring.canary import (
     CanarySettings,
     CanaryVerdict,
+    Change,
     GroupEvidence,
     combine,
     due_look,
     judge_canary,
     judge_first,
 )
+from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.watch import BundleOf
 from lightship.registry import versions
 from lightship.release.keys import KeyFolder
@@ -36,6 +38,8 @@ from . import director
 from . import rollout as r
 
 ACTOR = "lightship:reconciler"
+#: Windows before a canary that say what its devices predicted until then: two weeks of hours.
+_PAST_WINDOWS = 336
 
 
 class Selector(msgspec.Struct, frozen=True, kw_only=True):
@@ -319,11 +323,11 @@ def evidence(session: Session, plan: r.Plan, state: r.RolloutState) -> tuple[Gro
     query = select(Device).where(Device.id.in_(everyone), Device.id.not_in(list(state.assigned_at)))
     healthy = [d for d in session.scalars(query) if not d.quarantined and d.running_model == plan.model]
     controls = {d.id: d.running_digest for d in healthy if d.running_digest != plan.digest}
-    canary = _group(session, dict.fromkeys(state.done, plan.digest), began)
-    return canary, _group(session, controls, began)
+    canary = _group(session, dict.fromkeys(state.done, plan.digest), began, plan.model)
+    return canary, _group(session, controls, began, plan.model)
 
 
-def _group(session: Session, digests: dict[str, str], began: int) -> GroupEvidence:
+def _group(session: Session, digests: dict[str, str], began: int, model: str) -> GroupEvidence:
     rows = labelled = errors = 0
     predictions: list[int] = []
     for device, digest in digests.items():
@@ -339,6 +343,7 @@ def _group(session: Session, digests: dict[str, str], began: int) -> GroupEviden
                 for i in range(width)
             ]
     requests, failures = _traffic(session, digests)
+    judged, drifting = _inputs(session, digests)
     return GroupEvidence(
         rows=rows,
         predictions=tuple(predictions),
@@ -347,7 +352,40 @@ def _group(session: Session, digests: dict[str, str], began: int) -> GroupEviden
         failures=failures,
         requests=requests,
         devices=len(digests),
+        changes=_changes(session, digests, began, model),
+        judged=judged,
+        drifting=drifting,
     )
+
+
+def _changes(session: Session, digests: dict[str, str], began: int, model: str) -> tuple[Change, ...]:
+    """What each device predicted since the canary began, and in its latest windows before, whatever it served then."""
+    found = []
+    for device, digest in digests.items():
+        mine = select(WindowRow.predictions).where(WindowRow.device == device, WindowRow.model == model)
+        since = mine.where(WindowRow.digest == digest, WindowRow.opened_at >= began)
+        past = mine.where(WindowRow.closed_at < began).order_by(WindowRow.closed_at.desc()).limit(_PAST_WINDOWS)
+        now, before = (_summed(list(session.scalars(q))) for q in (since, past))
+        if now and len(now) == len(before):
+            found.append(Change(now=now, before=before))
+    return tuple(found)
+
+
+def _summed(counts: list[list[int]]) -> tuple[int, ...]:
+    """Counts per class; none where windows are of different widths."""
+    widths = {len(c) for c in counts}
+    return tuple(map(sum, zip(*counts, strict=True))) if len(widths) == 1 else ()
+
+
+def _inputs(session: Session, digests: dict[str, str]) -> tuple[int, int]:
+    """Devices whose inputs were judged on the bundle they serve, and how many of them drift."""
+    judged = drifting = 0
+    for device in session.scalars(select(Device).where(Device.id.in_(list(digests)))):
+        said = device.verdict.get("verdict") if device.verdict.get("digest") == digests[device.id] else None
+        if said and said.get("p_value") is not None:
+            judged += 1
+            drifting += bool(said["p_value"] < DriftSettings().device_alpha)
+    return judged, drifting
 
 
 def _traffic(session: Session, digests: dict[str, str]) -> tuple[int, int]:

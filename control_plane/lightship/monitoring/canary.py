@@ -7,7 +7,10 @@ Rules of this room:
 * errors decide. Looking often must not make them more likely to condemn: they are tested at most `looks` times, at
   doubling numbers of labels, each at alpha/looks;
 * server errors may be looked at any time: their test is an e-process;
-* a difference in what the models predict is a reason to wait for labels, and no fault by itself.
+* a difference in what the models predict is a reason to wait for labels, and no fault by itself. Where there are
+  enough devices, each is compared with its own past, and the two groups by their devices' changes (Hotelling): devices
+  that have always differed make no difference;
+* where more of the canary's devices drift than of the control's, they see other inputs, and nothing is concluded.
 
 Sources: Fisher's exact test; Newcombe 1998, Statistics in Medicine 17:873, method 10 (score interval of a difference);
 Ville's inequality for nonnegative martingales (the anytime-valid test of server errors).
@@ -19,9 +22,12 @@ import math
 from typing import Final, Literal, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from lightship_agent.contract.codes import SettingsError
 
+from .groups import between_p, differences, more_drift_p
 from .tails import fisher_greater
 from .two_sample import two_sample
 
@@ -31,6 +37,13 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 Z90: Final = 1.2815515655446004
 #: Odds ratios over which the e-process of server errors is averaged.
 _ODDS: Final = (1.5, 2.0, 4.0, 8.0, 16.0, 64.0)
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device predicted, per class."""
+
+    now: tuple[int, ...]  # since the canary began to serve
+    before: tuple[int, ...]  # with the model it had until then
 
 
 class GroupEvidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +56,9 @@ class GroupEvidence(msgspec.Struct, frozen=True, kw_only=True):
     failures: float | None = None  # requests answered with a server error
     requests: float | None = None
     devices: int = 0
+    changes: tuple[Change, ...] = ()  # of the devices that predicted before and since
+    judged: int = 0  # devices whose inputs were judged for drift
+    drifting: int = 0  # of them
 
 
 class CanarySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +88,7 @@ class CanarySettings(msgspec.Struct, frozen=True, kw_only=True):
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One question, its answer, and the numbers behind it."""
 
-    name: Literal["rows", "errors", "predictions", "failures"]
+    name: Literal["rows", "errors", "predictions", "drift", "failures"]
     outcome: Outcome
     sentence: str
     numbers: dict[str, float] = {}
@@ -136,7 +152,8 @@ def judge_canary(
     checks = (
         _rows((canary, control), settings),
         errors,
-        _predictions(canary, control, settings),
+        _paired(canary, control, settings) or _predictions(canary, control, settings),
+        _drift(canary, control, settings),
         _failures(canary, control, settings),
     )
     return combine(checks, settings)
@@ -243,6 +260,48 @@ def _predictions(canary: GroupEvidence, control: GroupEvidence, settings: Canary
         sentence = f"The canary predicts other classes than the control (p = {p:.1e}); labels will tell."
         return Check(name="predictions", outcome="inconclusive", sentence=sentence, numbers=numbers)
     return Check(name="predictions", outcome="pass", sentence="Predictions are alike.", numbers=numbers)
+
+
+def _paired(canary: GroupEvidence, control: GroupEvidence, settings: CanarySettings) -> Check | None:
+    """Predictions, each device's against its own past; None with too few devices."""
+    ours, theirs = _moved(canary.changes, settings.min_rows), _moved(control.changes, settings.min_rows)
+    if ours is None or theirs is None or ours.shape[1] != theirs.shape[1]:
+        return None
+    devices, free = len(ours) + len(theirs), ours.shape[1] - 1
+    if free < 1 or min(len(ours), len(theirs)) < 2 or devices < 3 * free + 1:
+        return None
+    p = between_p(ours, theirs)
+    apart = ours.mean(axis=0) - theirs.mean(axis=0)
+    totals = np.sum([c.now for c in (*canary.changes, *control.changes)], axis=0, dtype=np.float64)
+    effect = float((apart**2 / np.maximum(totals / totals.sum(), 1e-3)).sum())
+    numbers = {"p_value": p, "effect": effect, "devices": float(devices)}
+    if p <= settings.alpha and effect > settings.effect_floor:
+        sentence = f"On the canary's devices predictions have changed otherwise than on the control's (p = {p:.1e}); "
+        return Check(
+            name="predictions", outcome="inconclusive", sentence=f"{sentence}labels will tell.", numbers=numbers
+        )
+    return Check(name="predictions", outcome="pass", sentence="Predictions have changed alike.", numbers=numbers)
+
+
+def _moved(changes: tuple[Change, ...], least: int) -> npt.NDArray[np.float64] | None:
+    """Per device, its shares now less those before, `[devices, classes]`; devices with few rows are left out."""
+    held = [c for c in changes if len(c.now) == len(c.before) and min(sum(c.now), sum(c.before)) >= least]
+    if not held or len({len(c.now) for c in held}) > 1:
+        return None
+    return differences([c.now for c in held], [c.before for c in held])
+
+
+def _drift(canary: GroupEvidence, control: GroupEvidence, settings: CanarySettings) -> Check:
+    numbers = {"canary": float(canary.drifting), "control": float(control.drifting)}
+    if not canary.judged or not control.judged:
+        return Check(name="drift", outcome="pass", sentence="Inputs were not judged in both groups.", numbers=numbers)
+    p = more_drift_p(canary.drifting, canary.judged, control.drifting, control.judged)
+    said = f"{canary.drifting} of {canary.judged} devices of the canary drift, {control.drifting} of {control.judged} "
+    said += "of the control's"
+    if p <= settings.alpha:
+        sentence = f"{said} (p = {p:.1e}): they see other inputs."
+        return Check(name="drift", outcome="inconclusive", sentence=sentence, numbers=numbers | {"p_value": p})
+    return Check(name="drift", outcome="pass", sentence=f"{said}.", numbers=numbers | {"p_value": p})
 
 
 def _failures(canary: GroupEvidence, control: GroupEvidence, settings: CanarySettings) -> Check:

@@ -175,6 +175,34 @@ def test_a_worse_canary_is_taken_back_by_a_newer_assignment_of_the_old_version(f
         assert versions.aliased(session, MODEL, "champion") == 1
 
 
+def test_a_canary_is_compared_with_what_each_of_its_devices_predicted_before(fleet: Home) -> None:
+    one, two = version_of(fleet, 1), version_of(fleet, 2)
+    with fleet.database.write() as session:
+        for device in DEVICES:
+            for w in range(2):
+                session.add(
+                    WindowRow(
+                        device=device, digest=one.digest, w=w, model=MODEL, version=1, opened_at=1_000 * w,
+                        closed_at=1_000 * w + 999, rows=100, counts=encode(()), predictions=[30, 70], scores=encode(()),
+                    )
+                )  # fmt: skip
+    rollout = start(fleet, 2)
+    ((canary,), _) = waves_of(fleet, rollout)
+    advance(fleet, rollout)
+    reports_running(fleet, canary, two)
+    served(fleet, two, [canary], rows=1_000, errors=50)
+    with fleet.database.write() as session:
+        device = session.get_one(Device, canary)
+        device.verdict = {"digest": two.digest, "verdict": {"p_value": 0.001}}
+    advance(fleet, rollout)
+    with fleet.database.read() as session:
+        row = rollouts.get(session, rollout)
+        ours, theirs = rollouts.evidence(session, rollouts.plan_of(row), rollouts.state_of(row))
+    assert [(c.now, c.before) for c in ours.changes] == [((500, 500), (60, 140))]
+    assert theirs.changes == ()  # they have told nothing since
+    assert (ours.judged, ours.drifting, theirs.judged) == (1, 1, 0)
+
+
 def test_without_labels_the_canary_holds(fleet: Home) -> None:
     rollout = start(fleet, 2)
     ((canary,), rest) = waves_of(fleet, rollout)

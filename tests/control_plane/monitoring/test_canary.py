@@ -14,6 +14,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from lightship.monitoring.canary import (
     CanarySettings,
     CanaryVerdict,
+    Change,
     GroupEvidence,
     combine,
     difference_upper,
@@ -254,3 +255,68 @@ def test_a_model_that_predicts_numbers_passes_without_labels_when_it_need_not_ha
     assert judge_canary(numbers, numbers, SETTINGS, None).outcome == "inconclusive"
     silent = msgspec.structs.replace(numbers, predictions=None)
     assert judge_canary(silent, numbers, CanarySettings(require_labels=False), None).outcome == "inconclusive"
+
+
+# -- devices and their own past -----------------------------------------------------------------------------------
+
+
+def changes(rng: np.random.Generator, devices: int, moved: float = 0.0) -> tuple[Change, ...]:
+    """Devices that have always differed (a share of 0.3 to 0.7 of class 1), and what a model moves them by."""
+    found = []
+    for share in rng.uniform(0.3, 0.7, devices):
+        before, now = (int(rng.binomial(2_000, s)) for s in (share, share + moved))
+        found.append(Change(now=(2_000 - now, now), before=(2_000 - before, before)))
+    return tuple(found)
+
+
+def of_devices(found: tuple[Change, ...]) -> GroupEvidence:
+    """A group without labels."""
+    total = tuple(int(n) for n in np.sum([c.now for c in found], axis=0))
+    return msgspec.structs.replace(group(labelled=0, errors=0), predictions=total, changes=found, devices=len(found))
+
+
+def test_devices_that_have_always_predicted_otherwise_hold_no_canary() -> None:
+    rng, held = np.random.default_rng(1), 0
+    settings = CanarySettings(alpha=0.05, effect_floor=0.0)
+    for _ in range(200):
+        canary, control = of_devices(changes(rng, 3)), of_devices(changes(rng, 9))
+        held += outcomes(judge_canary(canary, control, settings, None))["predictions"] == "inconclusive"
+    assert held <= stats.binom.ppf(0.999, 200, 0.05)
+
+
+def test_a_model_that_predicts_otherwise_than_before_waits_for_labels() -> None:
+    rng = np.random.default_rng(2)
+    verdict = judge_canary(of_devices(changes(rng, 4, moved=0.2)), of_devices(changes(rng, 12)), SETTINGS, None)
+    assert outcomes(verdict)["predictions"] == "inconclusive"
+    assert "labels will tell" in verdict.sentence
+    labelled = msgspec.structs.replace(of_devices(changes(rng, 4, moved=0.2)), labelled=1_000, errors=50)
+    control = msgspec.structs.replace(of_devices(changes(rng, 12)), labelled=1_000, errors=60)
+    assert judge_canary(labelled, control, SETTINGS, 4).outcome == "pass"  # and labels have told
+
+
+def test_a_change_that_both_groups_share_is_the_worlds() -> None:
+    rng = np.random.default_rng(3)
+    verdict = judge_canary(
+        of_devices(changes(rng, 4, moved=0.2)), of_devices(changes(rng, 12, moved=0.2)), SETTINGS, None
+    )
+    assert outcomes(verdict)["predictions"] == "pass"
+
+
+def test_with_too_few_devices_or_classes_that_differ_all_rows_are_compared_as_before() -> None:
+    rng = np.random.default_rng(4)
+    one = judge_canary(of_devices(changes(rng, 1)), of_devices(changes(rng, 9)), SETTINGS, None)
+    assert {c.name: c for c in one.checks}["predictions"].numbers.keys() == {"p_value", "statistic", "df"}
+    odd = (Change(now=(10, 1_000, 5), before=(500, 500, 15)),) * 4
+    other = judge_canary(of_devices(odd), of_devices(changes(rng, 9)), SETTINGS, None)
+    assert outcomes(other)["predictions"] == "inconclusive"
+
+
+def test_a_canary_whose_devices_drift_more_often_sees_other_inputs_and_waits() -> None:
+    canary = msgspec.structs.replace(group(), judged=6, drifting=5)
+    control = msgspec.structs.replace(group(), judged=20, drifting=1)
+    verdict = judge_canary(canary, control, SETTINGS, 3)
+    assert verdict.outcome == "inconclusive"
+    assert "5 of 6 devices of the canary drift" in verdict.sentence
+    assert judge_canary(control, canary, SETTINGS, 3).outcome == "pass"
+    both = msgspec.structs.replace(control, judged=20, drifting=16)
+    assert judge_canary(canary, both, SETTINGS, 3).outcome == "pass"
