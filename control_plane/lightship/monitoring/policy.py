@@ -27,6 +27,8 @@ from .verdict import Alarm, Verdict
 
 #: A device that drifted longer than this before the fleet did was sick on its own.
 FOLLOW_WINDOWS: Final = 3
+#: A member of the fleet that shows something besides is not sick before the others had so many windows to show it too.
+BESIDES_WINDOWS: Final = 6
 
 _BROKEN: Final = ("missing", "range", "stuck")
 
@@ -322,8 +324,9 @@ def _quarantine(
 ) -> list[Action]:
     """Set aside confirmed devices that drift on their own; let go of those whom the fleet has followed.
 
-    Devices report at their own pace. One that is ahead shows a changed world first; it is not called sick before the
-    others have been judged as often again as there are others, since its event opened.
+    Devices report at their own pace, and a faint shift shows by chance in one before the others. None is called sick
+    before the others had their windows since its event opened: `FOLLOW_WINDOWS` each, on the average, or, of what a
+    member shows besides, `BESIDES_WINDOWS`.
     """
     actions: list[Action] = []
     seen = event.seen if event else {}
@@ -339,13 +342,17 @@ def _quarantine(
             and track.event.confirmed
             and not track.event.clean
             and (own or key not in seen)
-            and judged - track.judged - track.event.others >= len(tracks) - 1
+            and judged - track.judged - track.event.others >= _patience(key in seen) * (len(tracks) - 1)
         ):
             names = own or _critical(verdicts.get(key), track.event.names)
             quarantined[key] = names
             reason = f"{key.device} drifts on its own in {', '.join(names[:3])}."
             actions.append(Quarantine(key=key, at=now, names=names, reason=reason))
     return actions
+
+
+def _patience(is_member: bool) -> int:
+    return BESIDES_WINDOWS if is_member else FOLLOW_WINDOWS
 
 
 def _critical(verdict: Verdict | None, names: tuple[str, ...]) -> tuple[str, ...]:

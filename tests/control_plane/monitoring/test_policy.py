@@ -12,6 +12,8 @@ from lightship.monitoring.drift import judge_stream
 from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.fleet import FleetVerdict, judge_fleet
 from lightship.monitoring.policy import (
+    BESIDES_WINDOWS,
+    FOLLOW_WINDOWS,
     Action,
     CloseAlarm,
     ConfirmAlarm,
@@ -208,32 +210,45 @@ def test_drift_that_comes_back_after_recovery_is_another_event() -> None:
 def test_a_sick_device_is_not_learned_from_when_the_fleet_drifts_later() -> None:
     desk = Desk()
     sick = StreamKey("d3", OLD)
-    desk.see({**everyone(0, alarm=""), sick: verdict(0, alarm="f7")}, local("d3"))
-    desk.see({**everyone(1, alarm=""), sick: verdict(1, alarm="f7", confirmed=True)}, local("d3"))
-    desk.see(everyone(2), fleet_of("d1", "d2", "d3"))
-    desk.see(everyone(3, confirmed=True), fleet_of("d1", "d2", "d3"))
+    for w in range(5):
+        desk.see({**everyone(w, alarm=""), sick: verdict(w, alarm="f7", confirmed=w > 0)}, local("d3"))
+    desk.see(everyone(5), fleet_of("d1", "d2", "d3"))
+    desk.see(everyone(6, confirmed=True), fleet_of("d1", "d2", "d3"))
     proposal = next(a for a in desk.actions if isinstance(a, ProposeRetrain))
     assert (proposal.devices, proposal.excluded) == (("d1", "d2"), ("d3",))
 
 
-def test_a_member_that_is_sick_besides_is_quarantined() -> None:
+def test_a_member_that_is_sick_besides_is_quarantined_once_the_others_could_have_shown_it_too() -> None:
     desk = Desk()
-    fleet = msgspec.structs.replace(fleet_of("d1", "d2", "d3"), own={"d2": ("f9",)})
+    besides = msgspec.structs.replace(fleet_of("d1", "d2", "d3"), own={"d2": ("f9",)})
     desk.see(everyone(0), fleet_of("d1", "d2", "d3"))
-    desk.see(everyone(1, confirmed=True), fleet)
+    for w in range(1, BESIDES_WINDOWS):
+        assert Quarantine not in desk.see(everyone(w, confirmed=True), besides)
+    assert Quarantine in desk.see(everyone(BESIDES_WINDOWS, confirmed=True), besides)
     quarantine = next(a for a in desk.actions if isinstance(a, Quarantine))
     assert (quarantine.key.device, quarantine.names) == ("d2", ("f9",))
+
+
+def test_a_faint_shift_that_shows_in_one_member_first_leaves_none_out_of_the_proposal() -> None:
+    desk = Desk()
+    first = msgspec.structs.replace(fleet_of("d1", "d2", "d3"), own={"d2": ("f9",)})
+    desk.see(everyone(0), fleet_of("d1", "d2", "d3"))
+    desk.see(everyone(1, confirmed=True), first)
+    desk.see(everyone(2, confirmed=True), fleet_of("d1", "d2", "d3", shared=("f1", "f9")))
     proposal = next(a for a in desk.actions if isinstance(a, ProposeRetrain))
-    assert proposal.devices == ("d1", "d3")
+    assert (proposal.devices, proposal.excluded) == (("d1", "d2", "d3"), ())
+    assert desk.count(Quarantine) == 0
 
 
 def test_the_first_device_of_a_fleet_drift_is_let_go_when_the_others_follow() -> None:
     desk = Desk()
     first = StreamKey("d1", OLD)
     desk.see({**everyone(0, alarm=""), first: verdict(0, alarm="f1")}, local("d1"))
-    desk.see({**everyone(1, alarm=""), first: verdict(1, alarm="f1", confirmed=True)}, local("d1"))
+    for w in range(1, FOLLOW_WINDOWS + 1):  # it reports less often than the others
+        desk.see({**everyone(w, alarm=""), first: verdict(1, alarm="f1", confirmed=True)}, local("d1"))
     assert set(desk.state.quarantined) == {first}
-    assert ReleaseQuarantine in desk.see(everyone(2), fleet_of("d1", "d2", "d3"))
+    later = {**everyone(9), first: verdict(2, alarm="f1", confirmed=True)}
+    assert ReleaseQuarantine in desk.see(later, fleet_of("d1", "d2", "d3"))
     assert desk.state.quarantined == {}
 
 
@@ -251,15 +266,16 @@ def test_a_device_that_is_ahead_of_the_others_is_not_called_sick_before_they_had
     assert (proposal.devices, proposal.excluded) == (("d1", "d2", "d3"), ())
 
 
-def test_a_device_that_is_ahead_and_sick_is_set_aside_as_soon_as_the_others_were_looked_at_again() -> None:
+def test_a_device_that_is_ahead_and_sick_is_set_aside_when_the_others_had_their_windows_and_did_not_follow() -> None:
     desk = Desk()
     sick = StreamKey("d1", OLD)
     healthy = everyone(0, alarm="")
     desk.see(healthy)
     for w in (1, 2, 3):
         desk.see({**healthy, sick: verdict(w, alarm="f1", confirmed=w > 1)}, local("d1"))
-    still = {**everyone(1, alarm=""), sick: verdict(3, alarm="f1", confirmed=True)}
-    assert desk.see(still, local("d1")) == [Quarantine]
+    still = verdict(3, alarm="f1", confirmed=True)
+    seen = [desk.see({**everyone(w, alarm=""), sick: still}, local("d1")) for w in range(1, FOLLOW_WINDOWS + 1)]
+    assert seen == [[]] * (FOLLOW_WINDOWS - 1) + [[Quarantine]]
 
 
 def test_a_device_is_set_aside_for_what_is_sure_and_let_go_when_the_fleet_shows_that() -> None:
@@ -267,11 +283,13 @@ def test_a_device_is_set_aside_for_what_is_sure_and_let_go_when_the_fleet_shows_
     first = StreamKey("d1", OLD)
     sure = verdict(1, alarm="f1", confirmed=True)
     faint = Alarm(name="f4", kind="shift", level_windows=1, first_window=1, confirmed=False)
-    desk.see({**everyone(0, alarm=""), first: verdict(0, alarm="f1")}, local("d1"))
     both = msgspec.structs.replace(sure, alarms=(*sure.alarms, faint))
-    desk.see({**everyone(1, alarm=""), first: both}, local("d1"))
+    desk.see({**everyone(0, alarm=""), first: verdict(0, alarm="f1")}, local("d1"))
+    for w in range(1, FOLLOW_WINDOWS + 1):
+        desk.see({**everyone(w, alarm=""), first: both}, local("d1"))
     assert desk.state.quarantined == {first: ("f1",)}
-    desk.see(everyone(2), fleet_of("d1", "d2", "d3"))
+    later = {**everyone(9), first: verdict(2, alarm="f1", confirmed=True)}
+    desk.see(later, fleet_of("d1", "d2", "d3"))
     assert desk.state.quarantined == {}
 
 
