@@ -34,6 +34,7 @@ from .files import sweep, write_durably
 from .link import identity
 from .link.asked import Asked, LogLevel
 from .link.client import ControlPlane
+from .link.home_assistant import HomeAssistant
 from .link.outbox import Outbox
 from .link.quality import LinkQuality
 from .link.renewal import CertificateKeeper
@@ -214,6 +215,14 @@ class Agent:
         self._asked = Asked(self._dir, acts, self._reply, self._updater.clock.now)
         self._mqtt_seen = self._started  # monotonic seconds of the last publish that the broker took
         self._mqtt: MqttLink | None = None
+        self._home = HomeAssistant(
+            settings.home_assistant,
+            self._dir,
+            tenant=self._identity.info.tenant,
+            device=self._identity.device,
+            agent=__version__,
+            report_seconds=settings.report_seconds,
+        )
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -244,7 +253,9 @@ class Agent:
         if self._identity.info.broker is not None:
             from .link.mqtt import MqttLink
 
-            self._mqtt = MqttLink(self._identity, boot=self._boot, agent=__version__, on_command=self._command)
+            self._mqtt = MqttLink(
+                self._identity, boot=self._boot, agent=__version__, on_command=self._command, home=self._home
+            )
             self._mqtt.start()
         self._updater.start()
         self._reporter = threading.Thread(target=self._report_loop, name="reporter", daemon=True)
@@ -385,7 +396,7 @@ class Agent:
             self._log_level.tick()
             if urgent or time.monotonic() >= due:
                 due = time.monotonic() + self._settings.report_seconds
-                _whatever_happens(lambda: self._keep([*self._counted(), self._heartbeat()]))
+                _whatever_happens(self._count_all)
                 _whatever_happens(self._certificate.tick)
             else:
                 _whatever_happens(lambda: self._monitor.count(_now_ms()))
@@ -393,6 +404,13 @@ class Agent:
             self._residents.tidy()
             self._updater.notice()
             notify_systemd("WATCHDOG=1")
+
+    def _count_all(self) -> None:
+        counted, beat = self._counted(), self._heartbeat()
+        self._keep([*counted, beat])
+        if self._mqtt is not None:
+            faults = [f"{fault.feature} of {fault.model}: {fault.kind}" for fault in self._monitor.faults()]
+            self._mqtt.tell_home(self._home.values(beat, faults, time.monotonic()))
 
     def _counted(self) -> list[AnyRecord]:
         now = _now_ms()

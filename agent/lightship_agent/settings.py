@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from .contract.codes import SettingsError
 from .contract.manifest import PROVIDERS
+from .contract.topics import check_discovery_prefix
 from .monitor.redaction import parse_redaction
 from .update.windows import parse_windows
 
@@ -164,6 +165,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "none, or explicit: then programs on the device may load and unload versions that it holds over "
         "/v2/repository.",
     ),
+    Setting(
+        "home_assistant",
+        "",
+        "Prefix of Home Assistant's MQTT discovery, usually homeassistant: what the device runs and how it is goes to "
+        "it over the broker; empty: nothing does, and what was announced before is removed.",
+    ),
     Setting("device_class", "generic", "Hardware class that bundles may require."),
     Setting("log_level", "info", "debug, info, warning or error."),
     Setting("log_format", "text", "text, or json: one object a line (docs/logs.md)."),
@@ -212,6 +219,7 @@ class Settings:
     models_mb: int
     spare_models: int
     model_control: str
+    home_assistant: str
     device_class: str
     log_level: str
     log_format: str
@@ -246,6 +254,7 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | 
         raise SettingsError("settings.invalid", message)
     check_providers(values["model_providers"])
     parse_redaction(values["share_redact"])
+    check_discovery_prefix(values["home_assistant"])
     for name in ("download_window", "install_window"):
         parse_windows(values[name], f"LIGHTSHIP_AGENT_{name.upper()}")
     return Settings(**values)

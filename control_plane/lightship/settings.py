@@ -136,6 +136,11 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("alert_mail_to", "", "Recipients of alerts by mail, by commas."),
     Setting("alert_alertmanager_url", "", "A Prometheus Alertmanager for alerts, http://HOST:9093."),
     Setting("alert_alertmanager_token", "", "File with a bearer token for it, mode 0600."),
+    Setting(
+        "home_assistant",
+        "",
+        "Discovery prefix under which devices may announce themselves to Home Assistant at our mosquitto. Empty: none.",
+    ),
     Setting("log_level", "info", "How much is logged.", "", ("debug", "info", "warning", "error")),
     Setting("log_format", "text", "How: for people, or one JSON object a line (docs/logs.md).", "", ("text", "json")),
 )
@@ -202,6 +207,7 @@ class Settings:
     alert_mail_to: str
     alert_alertmanager_url: str
     alert_alertmanager_token: str
+    home_assistant: str
     log_level: str
     log_format: str
 

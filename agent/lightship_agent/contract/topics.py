@@ -5,6 +5,7 @@
     lightship/v1/<tenant>/<device>/event       up    urgent reports: update steps
     lightship/v1/<tenant>/<device>/cmd/<verb>  down  check | resend | rebirth | loglevel | snapshot
     lightship/v1/<tenant>/<device>/rsp/<verb>  up    what became of one of the last three
+    lightship/v1/<tenant>/<device>/home        up    what Home Assistant reads, JSON; only where it is switched on
     lightship/v1/<tenant>/_all/notify          down  "something changed; poll soon" (a hint, never trusted)
 
 On a broker of the device's own, where bindings name no others (docs/serving.md):
@@ -17,11 +18,15 @@ Rules: topics carry no secrets and no trust; the tenant of a device is looked up
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
+
+from .codes import SettingsError
 
 ROOT: Final = "lightship/v1"
 #: The MQTT 5 content type of a question to a model that is a frame's body, and not a record.
 FRAME_TYPE: Final = "application/vnd.lightship.frame"
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", re.ASCII)
 UP_KINDS: Final = ("state", "tele", "event", "rsp/+")
 
 
@@ -64,6 +69,27 @@ def response(tenant: str, device: str, verb: str) -> str:
 def notify(tenant: str) -> str:
     """A hint to all devices of a tenant."""
     return f"{ROOT}/{tenant}/_all/notify"
+
+
+def home(tenant: str, device: str) -> str:
+    """What Home Assistant shows of a device, as JSON; only where it is switched on."""
+    return f"{ROOT}/{tenant}/{device}/home"
+
+
+def discovery(prefix: str, device: str) -> str:
+    """Where Home Assistant finds what describes a device, retained; only where it is switched on."""
+    return f"{prefix}/device/{device}/config"
+
+
+def check_discovery_prefix(value: str) -> None:
+    """Refuse what can be no prefix of Home Assistant's discovery; "" is none.
+
+    Raises:
+        SettingsError: settings.invalid.
+    """
+    if value and (not _PREFIX.fullmatch(value) or value.startswith(ROOT.partition("/")[0])):
+        message = f"home_assistant: expected letters, digits, '_', '-' and '/', found {value!r}."
+        raise SettingsError("settings.invalid", message, remedy="It is homeassistant, unless yours differs.")
 
 
 def local_request(model: str) -> str:

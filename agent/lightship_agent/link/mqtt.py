@@ -33,6 +33,7 @@ from lightship_agent.contract.codes import LightshipError, WireError
 from lightship_agent.contract.messages import Command, State
 from lightship_agent.contract.wire import decode, encode
 
+from .home_assistant import Announcement, HomeAssistant
 from .identity import Identity
 from .quality import LinkQuality
 
@@ -61,7 +62,13 @@ class MqttLink:
     """A supervised MQTT connection of one device."""
 
     def __init__(
-        self, identity: Identity, *, boot: int, agent: str, on_command: Callable[[str, Command], None]
+        self,
+        identity: Identity,
+        *,
+        boot: int,
+        agent: str,
+        on_command: Callable[[str, Command], None],
+        home: HomeAssistant | None = None,
     ) -> None:
         """Prepare; `start` connects. `on_command(verb, command)` runs on the MQTT thread and must not block."""
         if identity.info.broker is None:
@@ -72,6 +79,8 @@ class MqttLink:
         self._boot = boot
         self._agent = agent
         self._on_command = on_command
+        self._home = home
+        self._announced: dict[int, Announcement] = {}
         self._stop = threading.Event()
         self.connected = threading.Event()
         self.taken_over = False
@@ -120,6 +129,12 @@ class MqttLink:
         """Say again that we are here."""
         if self.connected.is_set():
             self._publish_state(on=True)
+
+    def tell_home(self, values: bytes) -> bool:
+        """Hand what Home Assistant shows to the broker; False when it can't be sent now, or is not wanted."""
+        if self._home is None or not self._home.topic or not self.connected.is_set():
+            return False
+        return self._client.publish(self._home.topic, values, qos=0).rc == paho.MQTT_ERR_SUCCESS
 
     def refusals(self) -> list[int]:
         """Handles of what the broker would not take, or what it could give to nobody, since the last call."""
@@ -235,6 +250,8 @@ class MqttLink:
         self.quality.connected()
         client.subscribe([(topics.command(self._tenant, self._device, "+"), 1), (topics.notify(self._tenant), 1)])
         self._publish_state(on=True)
+        said = self._home.announcements() if self._home is not None else []
+        self._announced = {client.publish(a.topic, a.payload, qos=1, retain=True).mid: a for a in said}
         self.connected.set()
 
     def _disconnected(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
@@ -246,6 +263,12 @@ class MqttLink:
 
     def _published(self, _client: paho.Client, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
         self.quality.answered(mid, time.monotonic())
+        if self._home is not None and (said := self._announced.pop(mid, None)) is not None:
+            if reason.is_failure:
+                self._home.refused(said, str(reason))
+            else:
+                self._home.taken(said)
+            return
         if reason.is_failure or reason.value == _NOBODY_LISTENS:
             log.info("mqtt: the broker did not pass a report on: %s", reason)
             self._refusals.append(mid)

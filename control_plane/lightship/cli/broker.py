@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 import click
 
-from lightship.home import Home
+from lightship.home import Home, operator
 from lightship.settings import Settings
 from lightship_agent.contract.codes import SettingsError
-from lightship_agent.files import write_durably
+from lightship_agent.files import storage_error, write_durably
 
-from .console import console, emit, json_option, opened, say, table
+from .console import console, emit, json_option, opened, say, table, with_home
 
 if TYPE_CHECKING:
     from lightship.fleet.broker_contract import Finding
@@ -96,6 +96,34 @@ def check(
     else:
         _print(findings)
     sys.exit(exit_status(findings))
+
+
+@broker.command("home-assistant")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder for what it needs (0700)."
+)
+@json_option
+@with_home
+def home_assistant(home: Home, out: Path, as_json: bool) -> None:
+    """Issue the certificate by which Home Assistant may read what devices tell it, at our mosquitto.
+
+    With the setting home_assistant, here and on the devices; see docs/brokers.md.
+    """
+    from lightship.fleet.broker import admit_home_assistant
+
+    try:
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as e:
+        raise storage_error(e, out) from e
+    key, chain = admit_home_assistant(home.database, home.ca, actor=operator())
+    names = {"ca": out / "ca.pem", "certificate": out / "home-assistant.pem", "key": out / "home-assistant.key"}
+    write_durably(names["ca"], home.ca.certificate_pem())
+    write_durably(names["certificate"], chain)
+    write_durably(names["key"], key, mode=0o600)
+    if as_json:
+        emit({name: str(path) for name, path in names.items()})
+    else:
+        say("\n".join(f"{name:<12}{path}" for name, path in names.items()))
 
 
 def _progress(as_json: bool) -> Callable[[str], None]:

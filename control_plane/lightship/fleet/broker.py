@@ -17,7 +17,10 @@ from pathlib import Path
 import msgspec
 
 from lightship.settings import Settings
+from lightship.storage import audit
+from lightship.storage.database import Database
 from lightship_agent.contract.codes import LinkError, SettingsError
+from lightship_agent.contract.topics import check_discovery_prefix
 from lightship_agent.files import write_durably
 
 from .ca import CertificateAuthority, server_names
@@ -80,6 +83,7 @@ def start_broker(
     """
     from lightship.integrations import mosquitto, rumqttd
 
+    check_discovery_prefix(settings.home_assistant)
     if settings.broker == "none":
         return None
     program = mosquitto.find()
@@ -97,7 +101,14 @@ def start_broker(
             )
         crl = revocation_list(ca, revoked)
         config = mosquitto.configure(
-            folder, host=host, port=port, ca=ca.certificate_pem(), key=key, chain=chain, crl=crl
+            folder,
+            host=host,
+            port=port,
+            ca=ca.certificate_pem(),
+            key=key,
+            chain=chain,
+            crl=crl,
+            home_assistant=settings.home_assistant,
         )
         process = mosquitto.start(program, config)
         info = BrokerInfo("mosquitto", public, port, "mtls")
@@ -161,6 +172,16 @@ def control_plane_context(folder: Path, ca: CertificateAuthority, name: str = ""
     context = ssl.create_default_context(cafile=str(ca.certificate_path))
     context.load_cert_chain(folder / f"{stem}.pem", folder / f"{stem}.key")
     return context
+
+
+def admit_home_assistant(database: Database, ca: CertificateAuthority, *, actor: str) -> tuple[bytes, bytes]:
+    """Key and certificate for Home Assistant at our mosquitto."""
+    from lightship.integrations.mosquitto import HOME_ASSISTANT_USER
+
+    issued = ca.issue_client(HOME_ASSISTANT_USER)
+    with database.write() as session:
+        audit.append(session, actor=actor, verb="broker.admit", subject="home-assistant")
+    return issued
 
 
 def free_port(host: str) -> int:

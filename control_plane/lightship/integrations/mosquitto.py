@@ -26,6 +26,8 @@ CONTROL_PLANE_USER: Final = "_control-plane"
 #: The same for ingest workers, each with its number behind it: a name is a session.
 WORKER_USER: Final = "_ingest-"
 WORKERS: Final = 16
+#: Home Assistant, where it is switched on: it reads what is meant for it.
+HOME_ASSISTANT_USER: Final = "_home-assistant"
 #: Beyond it a connection is refused, so that strangers who hold sockets open can't use up the machine.
 MAX_CONNECTIONS: Final = 20_000
 #: What is true of a broker that does not know certificates.
@@ -73,13 +75,29 @@ pattern read {root}/+/_all/notify
 """
 
 
+_HOME_ASSISTANT: Final = """
+pattern write {root}/+/%u/home
+pattern write {prefix}/device/%u/config
+
+user {user}
+topic read {prefix}/#
+topic write {prefix}/status
+topic read {root}/+/+/home
+topic read {root}/+/+/state
+"""
+
+
 def find() -> str | None:
     """The mosquitto program, also where Debian keeps servers."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
 
 
-def configure(folder: Path, *, host: str, port: int, ca: bytes, key: bytes, chain: bytes, crl: bytes) -> Path:
+def configure(
+    folder: Path, *, host: str, port: int, ca: bytes, key: bytes, chain: bytes, crl: bytes, home_assistant: str = ""
+) -> Path:
     """Write configuration, ACL, server identity and revocation list; the path of the configuration.
+
+    `home_assistant` is the prefix under which devices may announce themselves to it; "": they may not.
 
     Raises:
         StorageError: storage.full, storage.unwritable.
@@ -92,7 +110,7 @@ def configure(folder: Path, *, host: str, port: int, ca: bytes, key: bytes, chai
     write_durably(folder / "server.key", key, mode=0o600)
     write_durably(folder / "server.pem", chain)
     write_crl(folder, crl)
-    write_durably(folder / "acl", _acl().encode(), mode=0o600)
+    write_durably(folder / "acl", _acl(home_assistant).encode(), mode=0o600)
     config = folder / "mosquitto.conf"
     # Started by root, mosquitto would change to a user of its own, who can't read these files.
     user = "user root\n" if os.getuid() == 0 else ""
@@ -101,10 +119,13 @@ def configure(folder: Path, *, host: str, port: int, ca: bytes, key: bytes, chai
     return config
 
 
-def _acl() -> str:
+def _acl(home_assistant: str) -> str:
     names = [CONTROL_PLANE_USER, *(f"{WORKER_USER}{n}" for n in range(WORKERS))]
     ours = "".join(f"user {name}\ntopic readwrite {ROOT}/#\n\n" for name in names)
-    return _ACL.format(root=ROOT, ours=ours)
+    text = _ACL.format(root=ROOT, ours=ours)
+    if home_assistant:
+        text += _HOME_ASSISTANT.format(root=ROOT, user=HOME_ASSISTANT_USER, prefix=home_assistant)
+    return text
 
 
 def write_crl(folder: Path, crl: bytes) -> None:

@@ -195,6 +195,7 @@ class Act:
 
 
 COMMANDS = {
+    "broker home-assistant": Act("broker.admit", "--out {folder}/home-assistant", says_why=False),
     "alert ack": Act("alert.acknowledge", "{alert}", lambda s: s.alarmed()),
     "alert mute": Act("alert.mute", "silent --for 2h"),
     "alert unmute": Act("alert.unmute", "{mute}", lambda s: s.muted()),
