@@ -1,4 +1,4 @@
-"""`make bench-drift`: simulate, and write docs/benchmarks/drift.md and drift.json."""
+"""`make bench-drift`: simulate, measure, and write docs/benchmarks/drift.md, drift.json and their pictures."""
 
 from __future__ import annotations
 
@@ -6,49 +6,101 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lightship_agent.files import write_durably
 
-from . import measures
-from .page import Figures, page
+from .bench import QUICK, Bench, Sizes
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+#: In the order of the page. Each is a module with a function `measure`, or names one.
+PARTS: Final = ("quiet", "delays", "joint", "fleets", "labels", "peers", "real", "cost")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and write; exit 1 where a bar is missed."""
-    parser = argparse.ArgumentParser(prog="bench_drift", description=(__doc__ or "").strip())
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the page goes")
-    parser.add_argument("--years", type=int, default=40, help="device-years of independent rows")
-    parser.add_argument("--dependent-years", type=int, default=2, help="device-years of every dependent nature")
-    parser.add_argument("--runs", type=int, default=40, help="devices per shift")
-    options = parser.parse_args(arguments)
+    """Measure what has not been measured yet, and write; exit 1 where a bar is missed."""
+    options = _options(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder = options.folder.resolve()
+    work = folder / ("quick" if options.quick else "parts")
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(folder, QUICK if options.quick else Sizes())
+    wanted = [p for p in options.only.replace(",", " ").split() if p] or list(PARTS)
     began = time.monotonic()
-    figures = measure(measures.Size(options.years, options.dependent_years, options.runs))
+    for part in wanted:
+        _measure(bench, part, work / f"{part}.json", again=options.again or bool(options.only))
+    if options.measure_only:
+        return 0
+    return _write(options, work, began)
+
+
+def _write(options: argparse.Namespace, work: Path, began: float) -> int:
+    from .bars import bars
+    from .page import page, plain
+    from .plot import pictures
+
+    figures = {part: json.loads((work / f"{part}.json").read_bytes()) for part in PARTS if (work / f"{part}.json").exists()}
     options.out.mkdir(parents=True, exist_ok=True)
-    write_durably(options.out / "drift.md", page(figures).encode())
-    write_durably(options.out / "drift.json", (json.dumps(figures.plain(), indent=1) + "\n").encode())
-    for bar in figures.bars():
-        print(f"{'holds ' if bar.holds else 'MISSED'} {bar.name}: {bar.value:,.3g} (limit {bar.limit:,.3g})")
-    print(f"{options.out / 'drift.md'} and drift.json, in {time.monotonic() - began:.0f} s")
-    return 0 if all(bar.holds for bar in figures.bars()) else 1
+    told = plain(figures, machine(), quick=options.quick)
+    write_durably(options.out / "drift.md", page(figures, machine(), quick=options.quick).encode())
+    write_durably(options.out / "drift.json", (json.dumps(told, indent=1) + "\n").encode())
+    for name, picture in pictures(figures).items():
+        write_durably(options.out / name, picture.encode())
+    found = bars(figures)
+    for bar in found:
+        print(f"{'holds ' if bar.holds else 'MISSED'} {bar.name}: {bar.shown} ({bar.shown_limit})")
+    print(f"{options.out / 'drift.md'}, drift.json and pictures, in {time.monotonic() - began:.0f} s")
+    return 0 if all(bar.holds for bar in found) else 1
 
 
-def measure(size: measures.Size) -> Figures:
-    """Everything, one after the other."""
-    machine = f"{os.cpu_count()} CPUs ({platform.machine()}), {platform.system()}, Python {platform.python_version()}"
-    print("joint drift, fleets, labels, cost", flush=True)
-    joint, fleets = measures.joint_drift(), measures.fleets()
-    concept, cost = measures.concept_drift(), measures.cost()
-    print("delays", flush=True)
-    delays = measures.delays(size)
-    print("false alarms", flush=True)
-    quiet = measures.false_alarms(size)
-    return Figures(size, quiet, delays, joint, fleets, concept, cost, machine)
+def _measure(bench: Bench, part: str, place: Path, *, again: bool) -> None:
+    if place.exists() and not again:
+        print(f"{part}: measured before", flush=True)
+        return
+    print(part, flush=True)
+    measure: Callable[[Bench], Any] = import_module(f".{part}", __package__).measure
+    began, spent = time.monotonic(), _cpu()
+    found = measure(bench)
+    told = {
+        "found": found,
+        "seconds": round(time.monotonic() - began, 1),
+        "cpu_seconds": round(_cpu() - spent, 1),
+        "at": time.strftime("%F %H:%M"),
+        "revision": _revision(),
+    }
+    write_durably(place, json.dumps(told).encode())
+
+
+def _cpu() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench_drift", description=(__doc__ or "").strip())
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench-drift", help="work folder, kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="where the page goes")
+    parser.add_argument("--quick", action="store_true", help="little of everything, to see that it runs")
+    parser.add_argument("--again", action="store_true", help="measure also what the work folder has already")
+    parser.add_argument("--only", default="", help=f"parts, measured again: {', '.join(PARTS)}")
+    parser.add_argument("--measure-only", action="store_true", help="leave the page alone")
+    return parser.parse_args(arguments)
+
+
+def _revision() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def machine() -> str:
+    """What it ran on."""
+    return f"{os.cpu_count()} CPUs ({platform.machine()}), {platform.system()}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .tails import f_sf, ncx2_sf
-from .two_sample import two_sample
+from .two_sample import TwoSample, two_sample
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -32,6 +32,12 @@ SETTLED: Final = 6
 DISPERSED: Final = 1.5
 #: Above this φ rows are correlated, or every window has an effect of its own: thin them, if you can.
 CORRELATED: Final = 1.3
+#: Standard errors by which blocks may differ from windows and still be taken for sums of independent ones,
+_LUCK: Final = 2.5
+#: and how many blocks' worth of windows counts beside each block then.
+_LENT: Final = 3.0
+#: Degrees of freedom from which the scale of a statistic counts as known within a tangent.
+KNOWN: Final = 32
 #: How unlikely a baseline within the floor must look before it is taken for one that isn't.
 AWAY_ALPHA: Final = 1e-6
 
@@ -54,8 +60,16 @@ class Calibration(NamedTuple):
         0 where a stream isn't calibrated: then the other one does. 1 where it has hardly been seen.
         """
         mean, freedom, blocks = self.mean[level], self.freedom[level], self.blocks[level]
-        scale = mean / freedom
-        p = f_sf(statistic / (mean + noncentrality), freedom + noncentrality / scale, blocks)
+        scale, two, three = mean / freedom, mean + 2 * noncentrality, mean + 3 * noncentrality
+        # a·χ²_ν(λ/a) is nearly a multiple of a χ², moved: three moments agree (Pearson 1959). At λ = 0 it is one.
+        moved = statistic + noncentrality**2 / three
+        shape = two**3 / (scale * three**2)
+        # What the blocks could not say is a. A tolerated shift is known, so less than all of T varies with a: the share
+        # d ln Q / d ln a of its quantiles Q. That is a tangent, and good only where a is known fairly well.
+        beyond = np.maximum(statistic - mean - noncentrality, 0.0)
+        varies = mean + beyond * (mean + noncentrality) / two - mean * (noncentrality / three) ** 2
+        share = np.where(blocks >= KNOWN, np.minimum(varies / np.maximum(moved, 1e-9), 1.0), 1.0)
+        p = f_sf(moved * three / two**2, shape, blocks / np.maximum(share, 0.05) ** 2)
         return np.where(self.settled, np.where(self.used, p, 0.0), 1.0)
 
     def mixed(self, other: Calibration, chosen: Bools) -> Calibration:
@@ -97,6 +111,7 @@ def calibrate(
     freedom = np.minimum(2 * mean**2 / np.maximum(variance, 1e-9), mean)
     mean, freedom, blocks = _filled(mean, np.maximum(freedom, 0.05), count)
     tests = two_sample(pooled, reference)
+    mean, freedom, blocks = _shared(mean, freedom, blocks, tests, learnt)
     df = np.maximum(tests.df, 1.0)
     long = learnt >= warm_up
     ratio = np.maximum(typical / (df * (1 - 2 / (9 * df)) ** 3), 1.0)  # Wilson and Hilferty's median of χ²
@@ -119,6 +134,23 @@ def calibrate(
         away=away & long,
         phi=phi,
     )
+
+
+def _shared(
+    mean: Floats, freedom: Floats, blocks: Floats, tests: TwoSample, learnt: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats, Floats]:
+    """Where windows look independent of each other, what single windows say goes for blocks of them too.
+
+    Then the mean of T is the same at every length; blocks show it by a mean that is not above that of windows by more
+    than their own luck and that of the reference, of which the longest of them feel the most.
+    """
+    rows = tests.current / np.maximum(learnt, 1) * 2.0 ** np.arange(len(mean))[:, None]
+    of_reference = (rows / np.maximum(rows + tests.reference, 1.0)) ** 2
+    luck = np.sqrt(2 / np.maximum(mean[0], 1.0) * (of_reference + (1 - of_reference) / np.maximum(blocks, 1.0)))
+    even = (mean <= mean[0] * (1 + _LUCK * luck)).all(axis=0) & (mean[0] < CORRELATED * np.maximum(tests.df, 1.0))
+    lent = np.where(even, np.minimum(_LENT * blocks, blocks[0] - blocks), 0.0)
+    share = lent / np.maximum(blocks + lent, 1.0)
+    return (1 - share) * mean + share * mean[0], (1 - share) * freedom + share * freedom[0], blocks + lent
 
 
 def _filled(mean: Floats, freedom: Floats, count: Floats) -> tuple[Floats, Floats, Floats]:

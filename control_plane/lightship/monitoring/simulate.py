@@ -168,14 +168,14 @@ def _run(
 ) -> Replayed:
     rows, streams, reference_rows = volume
     # A window's place within the blocks is chance: onsets differ by device.
-    early = rng.integers(0, settings.sizes[-1], size=runs) if healthy >= 2 * settings.sizes[-1] else np.zeros(runs, int)
-    total = healthy + drifting
+    late = rng.integers(0, settings.sizes[-1], size=runs) if healthy >= 2 * settings.sizes[-1] else np.zeros(runs, int)
+    total = healthy + drifting + int(late.max())
     counts = np.empty((total, runs, TEST_BINS), dtype=np.int64)
     for i in range(runs):
-        counts[:, i] = draw(rng, shift, reference_rows, rows, total, healthy - int(early[i]))
+        counts[:, i] = draw(rng, shift, reference_rows, rows, total, healthy + int(late[i]))
     reference = np.full((runs, TEST_BINS), reference_rows // TEST_BINS)
     found = replay(counts, reference, settings, per_device=1, budget_streams=streams, recalibrate=8)
-    moved = [[h._replace(window=h.window + int(early[h.stream])) for h in hits] for hits in found_of(found)]
+    moved = [[h._replace(window=h.window - int(late[h.stream])) for h in hits] for hits in found_of(found)]
     return Replayed(*moved)
 
 

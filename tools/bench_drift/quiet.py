@@ -1,0 +1,135 @@
+"""Bench drift: alarms of streams to which nothing happens, through the whole rule: ladder, alarm of record and floor.
+
+Rules: seeds are fixed and belong to the group of device-years, not to the process that draws it.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from lightship.monitoring.drift_settings import DriftSettings
+from lightship.monitoring.policy import PolicySettings
+from lightship.monitoring.replay import Hit, replay
+from lightship.monitoring.two_sample import two_sample
+
+from .bench import FEATURES, YEAR, Bench
+from .streams import INDEPENDENT, NATURES, Counts, dependent, independent
+
+#: Device-years side by side: more take less time, and memory.
+_GROUP: Final = 5
+#: Where the floor is 0 every difference counts: only there does the budget show.
+_FLOORS: Final = {INDEPENDENT: (0.0, 0.02)}
+
+
+RECOVERY: Final = PolicySettings().recovery
+
+
+class Task(NamedTuple):
+    """Some device-years."""
+
+    nature: str
+    floor: float
+    first: int
+    devices: int
+    windows: int
+
+
+class Quiet(msgspec.Struct, frozen=True, kw_only=True):
+    """Alarms per device-year of one nature. Tests of a device that follow each other closely are one alarm."""
+
+    nature: str
+    floor: float
+    years: float
+    bare: float  # single windows beyond the uncalibrated line
+    warnings: float
+    records: float
+    criticals: float
+    tests: float  # beyond their line, each counted
+    at_most: float  # criticals: the upper 99 % of what so many in so many years are compatible with
+
+
+def measure(bench: Bench) -> list[dict[str, Any]]:
+    """Every nature, in as many processes as there are CPUs."""
+    sizes = bench.sizes
+    kinds = [(nature, floor) for nature in (INDEPENDENT, *NATURES) for floor in _FLOORS.get(nature, (0.02,))]
+    tasks = [
+        Task(nature, floor, first, min(_GROUP, sizes.years - first), sizes.year)
+        for nature, floor in kinds
+        for first in range(0, sizes.years, _GROUP)
+    ]
+    totals = {kind: np.zeros(5) for kind in kinds}
+    with ProcessPoolExecutor(sizes.workers) as pool:
+        for done, (task, hits) in enumerate(pool.map(_alarms, tasks), 1):
+            totals[task.nature, task.floor] += hits
+            if done % (len(tasks) // len(kinds)) == 0:
+                print(f"  {task.nature}, floor {task.floor:g}: {totals[task.nature, task.floor]}", flush=True)
+    years = sizes.years * sizes.year / YEAR
+    return [msgspec.to_builtins(_quiet(nature, floor, years, hits)) for (nature, floor), hits in totals.items()]
+
+
+def _quiet(nature: str, floor: float, years: float, hits: Any) -> Quiet:
+    bare, warnings, records, criticals, tests = (hits / years).tolist()
+    return Quiet(
+        nature=nature,
+        floor=floor,
+        years=years,
+        bare=bare,
+        warnings=warnings,
+        records=records,
+        criticals=criticals,
+        tests=tests,
+        at_most=upper(int(hits[3]), 0.01) / years,
+    )
+
+
+def upper(count: int, tail: float) -> float:
+    """The Poisson mean of which `count` or fewer are seen with a chance of `tail` only."""
+    low, high = float(count), count + 10 * math.sqrt(count + 1) + 10
+    for _ in range(60):
+        middle = (low + high) / 2
+        term = math.exp(-middle)
+        total = term
+        for k in range(1, count + 1):
+            term *= middle / k
+            total += term
+        low, high = (middle, high) if total > tail else (low, middle)
+    return high
+
+
+def events(hits: list[Hit], per_device: int) -> int:
+    """How often somebody is called: the policy's dwell. A device's event is over after three clean blocks.
+
+    They are blocks as long as the shortest that alarmed, since only those could have seen it.
+    """
+    opened: dict[int, tuple[float, int]] = {}  # device: the last hit, the shortest block
+    found = 0
+    for hit in sorted(hits):
+        device = hit.stream // per_device
+        last, shortest = opened.get(device, (-math.inf, 1))
+        if hit.window > last + RECOVERY * shortest:
+            found, shortest = found + 1, hit.size
+        opened[device] = (hit.window, min(shortest, hit.size))
+    return found
+
+
+def _alarms(task: Task) -> Any:
+    """Bare, warnings, records, criticals, tests; and of which task they are."""
+    rng = np.random.default_rng([7, task.first])
+    counts: Counts
+    streams = FEATURES * task.devices
+    if task.nature == INDEPENDENT:
+        counts, reference = independent(rng, task.windows, streams)
+    else:
+        counts, reference = dependent(task.nature, rng, task.windows, streams)
+    settings = DriftSettings(effect_floor=task.floor)
+    whole = replay(counts, reference, settings, per_device=FEATURES, key=f"{task.first}", recalibrate=12)
+    p = two_sample(counts, reference).p_value(task.floor)
+    bare = int((p < settings.alpha(1, FEATURES)).sum())
+    warned, critical = (events(hits, FEATURES) for hits in (whole.warnings, whole.criticals))
+    found = (bare, warned, len(whole.records), critical, len(whole.warnings))
+    return task, np.array(found, dtype=np.float64)
