@@ -58,8 +58,8 @@ bench: bench-update bench-drift bench-serving  ## Every benchmark. Pages and fig
 bench-update: $(STAMP)  ## What looking for updates and getting them costs; a few minutes.
 	@$(RUN) -m bench_update
 
-bench-drift: $(STAMP)  ## How often drift alarms are false, and how soon true; some minutes of simulation.
-	@$(RUN) -m bench_drift
+bench-drift: $(STAMP)  ## How often drift alarms are false, and how soon true; half an hour. ONLY=parts, QUICK=1, AGAIN=1.
+	@$(RUN) -m bench_drift $(if $(ONLY),--only "$(ONLY)") $(if $(QUICK),--quick) $(if $(AGAIN),--again)
 
 bench-serving: $(STAMP)  ## What a prediction costs, here and in other servers; about an hour. ONLY=parts, SOAK=requests, QUICK=1, AGAIN=1.
 	@$(RUN) -m bench_serving $(if $(ONLY),--only "$(ONLY)") $(if $(SOAK),--soak $(SOAK)) $(if $(QUICK),--quick) $(if $(AGAIN),--again)

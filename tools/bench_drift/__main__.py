@@ -45,7 +45,9 @@ def _write(options: argparse.Namespace, work: Path, began: float) -> int:
     from .page import page, plain
     from .plot import pictures
 
-    figures = {part: json.loads((work / f"{part}.json").read_bytes()) for part in PARTS if (work / f"{part}.json").exists()}
+    figures = {
+        part: json.loads((work / f"{part}.json").read_bytes()) for part in PARTS if (work / f"{part}.json").exists()
+    }
     options.out.mkdir(parents=True, exist_ok=True)
     told = plain(figures, machine(), quick=options.quick)
     write_durably(options.out / "drift.md", page(figures, machine(), quick=options.quick).encode())

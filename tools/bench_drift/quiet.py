@@ -5,8 +5,10 @@ Rules: seeds are fixed and belong to the group of device-years, not to the proce
 
 from __future__ import annotations
 
+import json
 import math
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,16 +18,18 @@ from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.policy import PolicySettings
 from lightship.monitoring.replay import Hit, replay
 from lightship.monitoring.two_sample import two_sample
+from lightship_agent.files import write_durably
 
-from .bench import FEATURES, YEAR, Bench
+from .bench import FEATURES, YEAR, Bench, Sizes
 from .streams import INDEPENDENT, NATURES, Counts, dependent, independent
 
 #: Device-years side by side: more take less time, and memory.
-_GROUP: Final = 5
+_GROUP: Final = 10
 #: Where the floor is 0 every difference counts: only there does the budget show.
 _FLOORS: Final = {INDEPENDENT: (0.0, 0.02)}
 
 
+_SLICE: Final = 250  # windows
 RECOVERY: Final = PolicySettings().recovery
 
 
@@ -54,22 +58,47 @@ class Quiet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(bench: Bench) -> list[dict[str, Any]]:
-    """Every nature, in as many processes as there are CPUs."""
-    sizes = bench.sizes
-    kinds = [(nature, floor) for nature in (INDEPENDENT, *NATURES) for floor in _FLOORS.get(nature, (0.02,))]
-    tasks = [
-        Task(nature, floor, first, min(_GROUP, sizes.years - first), sizes.year)
-        for nature, floor in kinds
-        for first in range(0, sizes.years, _GROUP)
-    ]
-    totals = {kind: np.zeros(5) for kind in kinds}
+    """Every nature, in as many processes as there are CPUs; what was simulated before is read."""
+    folder = bench.folder / f"quiet-{bench.sizes.years}-{bench.sizes.year}"
+    folder.mkdir(parents=True, exist_ok=True)
+    simulate(bench.sizes, folder)
+    return read(bench.sizes, folder)
+
+
+def simulate(sizes: Sizes, folder: Path) -> None:
+    """What is not in the folder yet; natures take turns."""
+    wanted = [task for task in _tasks(sizes) if not _place(folder, task).exists()]
     with ProcessPoolExecutor(sizes.workers) as pool:
-        for done, (task, hits) in enumerate(pool.map(_alarms, tasks), 1):
-            totals[task.nature, task.floor] += hits
-            if done % (len(tasks) // len(kinds)) == 0:
-                print(f"  {task.nature}, floor {task.floor:g}: {totals[task.nature, task.floor]}", flush=True)
-    years = sizes.years * sizes.year / YEAR
-    return [msgspec.to_builtins(_quiet(nature, floor, years, hits)) for (nature, floor), hits in totals.items()]
+        for task, hits in pool.map(_alarms, wanted):
+            write_durably(_place(folder, task), json.dumps(hits).encode())
+            print(f"  {task.nature}, floor {task.floor:g}, {task.devices} years: {hits}", flush=True)
+
+
+def read(sizes: Sizes, folder: Path) -> list[dict[str, Any]]:
+    """What the folder holds, added up."""
+    found: dict[tuple[str, float], list[Any]] = {}
+    for task in _tasks(sizes):
+        if (place := _place(folder, task)).exists():
+            found.setdefault((task.nature, task.floor), []).append((task.devices, json.loads(place.read_bytes())))
+    return [
+        msgspec.to_builtins(
+            _quiet(*kind, sum(n for n, _ in told) * sizes.year / YEAR, np.sum([hits for _, hits in told], axis=0))
+        )
+        for kind, told in found.items()
+    ]
+
+
+def _tasks(sizes: Sizes) -> list[Task]:
+    kinds = [(nature, floor) for nature in (INDEPENDENT, *NATURES) for floor in _FLOORS.get(nature, (0.02,))]
+    return [
+        Task(nature, floor, first, min(_GROUP, sizes.years - first), sizes.year)
+        for first in range(0, sizes.years, _GROUP)
+        for nature, floor in kinds
+    ]
+
+
+def _place(folder: Path, task: Task) -> Path:
+    return folder / f"{task.nature}, floor {task.floor:g}, from {task.first}.json"
 
 
 def _quiet(nature: str, floor: float, years: float, hits: Any) -> Quiet:
@@ -101,6 +130,11 @@ def upper(count: int, tail: float) -> float:
     return high
 
 
+def _bare(counts: Counts, reference: Counts, settings: DriftSettings) -> int:
+    p = two_sample(counts, reference).p_value(settings.effect_floor)
+    return int((p < settings.alpha(1, FEATURES)).sum())
+
+
 def events(hits: list[Hit], per_device: int) -> int:
     """How often somebody is called: the policy's dwell. A device's event is over after three clean blocks.
 
@@ -117,7 +151,7 @@ def events(hits: list[Hit], per_device: int) -> int:
     return found
 
 
-def _alarms(task: Task) -> Any:
+def _alarms(task: Task) -> tuple[Task, list[int]]:
     """Bare, warnings, records, criticals, tests; and of which task they are."""
     rng = np.random.default_rng([7, task.first])
     counts: Counts
@@ -128,8 +162,7 @@ def _alarms(task: Task) -> Any:
         counts, reference = dependent(task.nature, rng, task.windows, streams)
     settings = DriftSettings(effect_floor=task.floor)
     whole = replay(counts, reference, settings, per_device=FEATURES, key=f"{task.first}", recalibrate=12)
-    p = two_sample(counts, reference).p_value(task.floor)
-    bare = int((p < settings.alpha(1, FEATURES)).sum())
+    bare = sum(_bare(counts[w : w + _SLICE], reference, settings) for w in range(0, task.windows, _SLICE))
     warned, critical = (events(hits, FEATURES) for hits in (whole.warnings, whole.criticals))
     found = (bare, warned, len(whole.records), critical, len(whole.warnings))
-    return task, np.array(found, dtype=np.float64)
+    return task, list(found)

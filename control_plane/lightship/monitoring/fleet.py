@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
 import msgspec
 
 from .drift_settings import DriftSettings
 from .tails import binom_sf
 from .verdict import Verdict
+
+#: At which devices' p-values are counted.
+_LEVELS: Final = (1e-2, 1e-3, 1e-4, 1e-6)
 
 FleetKind = Literal["none", "local", "fleet"]
 
@@ -67,7 +70,7 @@ def judge_fleet(verdicts: Mapping[str, Verdict], settings: DriftSettings) -> Fle
         for name, k in sorted(count.items(), key=lambda item: (-item[1], item[0]))
         if k >= need and binom_sf(k - 1, len(voting), settings.device_alpha) < line
     )
-    p = binom_sf(len(drifting) - 1, len(voting), settings.device_alpha) if drifting else 1.0
+    p = few_p([v.p_value for v in voting.values() if v.p_value is not None])
     own = {d: alone for d, v in voting.items() if (alone := _own(v, count))}
     if shared:
         members = tuple(d for d, names in drifting.items() if not names.isdisjoint(shared))
@@ -75,6 +78,20 @@ def judge_fleet(verdicts: Mapping[str, Verdict], settings: DriftSettings) -> Fle
     else:
         verdict = _local(alarmed, len(voting), p)
     return msgspec.structs.replace(verdict, own=own)
+
+
+def few_p(p_values: Sequence[float]) -> float:
+    """How unlikely so many small p-values of devices are, if every device were healthy.
+
+    Devices below each of `_LEVELS` are counted: many that drift a little show at the first, a few that drift far at the
+    last ones. The smallest binomial tail counts, times the number of levels.
+
+    Args:
+        p_values: of the devices, each of one device as a whole.
+    """
+    n = len(p_values)
+    tails = [binom_sf(sum(p < level for p in p_values) - 1, n, level) for level in _LEVELS]
+    return min(1.0, len(_LEVELS) * min(tails, default=1.0))
 
 
 def has_alarm(verdict: Verdict) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,11 @@ from .memory import Memory
 from .season import Hour
 from .tails import ncx2_isf
 from .two_sample import psi_exceeds, two_sample
+
+#: Windows tested at a time.
+_SLICE: Final = 256
+#: Windows after which a calibration that has not changed is taken for final: then lines stand in for p-values.
+_SETTLED: Final = 48
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -100,16 +105,20 @@ class _Run:
         self.hours = hours
         self.counts, self.reference, self.settings, self.per_device = counts, reference, settings, per_device
         self.windows, self.streams = counts.shape[0], counts.shape[1]
+        self._made = 0  # the window at which the calibration was made
+        self._own: dict[int, tuple[Floats, Floats]] = {}  # per level: noncentralities, and lines
         self.statistic: list[Floats] = []
         self.noncentrality: list[Floats] = []
         self.line: list[Floats] = []
         for size in settings.sizes:
             blocks = self.windows // size
             summed = counts[: blocks * size].reshape(blocks, size, *counts.shape[1:]).sum(axis=1, dtype=np.int64)
-            tests = two_sample(summed, reference)
-            self.statistic.append(tests.statistic)
-            self.noncentrality.append(tests.noncentrality(settings.effect_floor))
-            self.line.append(_lines(tests.df, self.noncentrality[-1], settings.alpha(size, per_device)))
+            # In slices, which fit a processor's cache.
+            tests = [two_sample(summed[i : i + _SLICE], reference) for i in range(0, max(blocks, 1), _SLICE)]
+            self.statistic.append(np.concatenate([t.statistic for t in tests]))
+            self.noncentrality.append(np.concatenate([t.noncentrality(settings.effect_floor) for t in tests]))
+            df = np.concatenate([t.df for t in tests])
+            self.line.append(_lines(df, self.noncentrality[-1], settings.alpha(size, per_device)))
 
     def all(self, key: str, *, calibrated: bool, recalibrate: int) -> Replayed:
         settings, out = self.settings, Replayed([], [], [])
@@ -126,6 +135,7 @@ class _Run:
         for w in range(self.windows):
             if calibrated and w % recalibrate == 0 and _learnt(memory) != learnt:
                 calibration, learnt = memory.calibration(layout, settings), _learnt(memory)
+                self._made, self._own = w, {}
             if calibrated and self.hours:
                 season = self._season(memory, layout, season, fresh=w % recalibrate == 0)
             due = [(j, Block(w + 1 - n, n)) for j, n in enumerate(settings.sizes) if (w + 1) % n == 0]
@@ -141,7 +151,7 @@ class _Run:
             active = memory.deciding().active
             for level, block in due:
                 i = block.start // block.size
-                over = self._over(level, i, calibration)
+                over = self._over(level, i, calibration, settled=w - self._made > _SETTLED)
                 if season is not None:
                     over = self._over_by_hour(level, tests[block], season, block, over)
                 before[level], latest[level] = latest[level], over
@@ -198,13 +208,23 @@ class _Run:
     def _window(self, w: int) -> Ints:
         return np.asarray(self.counts[w], dtype=np.int64)
 
-    def _over(self, level: int, i: int, calibration: Calibration | None) -> npt.NDArray[np.bool_]:
+    def _over(self, level: int, i: int, calibration: Calibration | None, *, settled: bool) -> npt.NDArray[np.bool_]:
         statistic = self.statistic[level][i]
         over = np.asarray(statistic > self.line[level][i])
         if calibration is None or not over.any():
             return over
-        p = calibration.p_value(level, statistic, self.noncentrality[level][i])
-        return np.asarray(over & (p < self.settings.alpha(self.settings.sizes[level], self.per_device)))
+        alpha, noncentrality = (
+            self.settings.alpha(self.settings.sizes[level], self.per_device),
+            self.noncentrality[level][i],
+        )
+        if not settled:
+            return np.asarray(over & (calibration.p_value(level, statistic, noncentrality) < alpha))
+        if level not in self._own:
+            self._own[level] = noncentrality, _own_line(calibration, level, noncentrality, alpha)
+        same, own = self._own[level]
+        if np.array_equal(same, noncentrality):
+            return np.asarray(over & (statistic > own))
+        return np.asarray(over & (calibration.p_value(level, statistic, noncentrality) < alpha))
 
     def _material(self, block: Block, s: int, test: ByHour | None, season: Hours | None) -> bool:
         cells = self.counts[block.start : block.end, s].sum(axis=0, dtype=np.int64)
@@ -219,6 +239,16 @@ def _learnt(memory: Memory) -> int:
 
 def _mixed(calibration: Calibration | None, season: Hours) -> Calibration | None:
     return None if calibration is None else calibration.mixed(season.calibration, season.table.chosen)
+
+
+def _own_line(calibration: Calibration, level: int, noncentrality: Floats, alpha: float) -> Floats:
+    """T's line by a calibration that no longer changes, per stream, to 1e-9 relative."""
+    low, high = np.full(noncentrality.shape, 1e-6), np.full(noncentrality.shape, 1e9)
+    for _ in range(64):
+        middle = np.sqrt(low * high)
+        above = calibration.p_value(level, middle, noncentrality) >= alpha
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return high
 
 
 def _lines(df: Floats, noncentrality: Floats, alpha: float) -> Floats:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightship.monitoring.drift_settings import DriftSettings
-from lightship.monitoring.fleet import FleetVerdict, judge_fleet
+from lightship.monitoring.fleet import FleetVerdict, few_p, judge_fleet
 from lightship.monitoring.verdict import Alarm, FeatureShift, Verdict
 
 SETTINGS = DriftSettings()
@@ -113,3 +114,18 @@ def test_another_drifting_device_never_makes_it_less_of_a_fleet(drift: int, heal
     more = judge([drifting("f1")] * (drift + 1) + [HEALTHY] * healthy)
     assert order[more.kind] >= order[now.kind]
     assert more.p_value <= now.p_value or drift == 0
+
+
+def test_a_few_devices_far_out_and_many_a_little_are_both_unlikely_and_chance_is_not() -> None:
+    healthy = [(i + 0.5) / 100 for i in range(100)]
+    assert few_p(healthy) == 1.0
+    assert few_p([1e-9] * 5 + healthy[5:]) < 1e-20
+    assert few_p([0.009] * 12 + healthy[12:]) < 1e-6
+    assert few_p([]) == 1.0
+
+
+def test_the_count_of_small_p_values_is_conservative() -> None:
+    rng = np.random.default_rng(6)
+    found = np.array([few_p(p) for p in rng.random((4_000, 40)).tolist()])
+    assert (found < 0.05).mean() <= 0.05
+    assert (found < 0.001).mean() <= 0.003

@@ -317,3 +317,49 @@ def test_the_replay_says_what_the_verdicts_say() -> None:
     assert {(h.window, layout.names[h.stream], h.size) for h in replayed.warnings} == said
     confirmed = {(v.window, a.name) for v in verdicts for a in v.alarms if a.kind == "shift" and a.confirmed}
     assert {(h.window, layout.names[h.stream]) for h in replayed.criticals} == confirmed
+
+
+# -- what a baseline is worth -------------------------------------------------------------------------------------
+
+
+def test_what_a_calibrated_ladder_pays_for_its_history_is_little_where_rows_are_independent() -> None:
+    from lightship.monitoring.simulate import mean_shift, what_is_seen
+
+    drift = DriftSettings(effect_floor=0.02)
+    (seen,) = what_is_seen((mean_shift(0.25),), drift, rows=200, streams=30, runs=60, drifting=160, seed=5)
+    assert seen.analytic == 16.0
+    assert seen.warning is not None
+    assert seen.warning <= 30
+
+
+@given(st.floats(1.0, 200.0), st.floats(0.0, 100.0), st.integers(0, 5))
+def test_a_larger_statistic_is_never_likelier_and_a_tolerated_shift_never_makes_it_less_likely(
+    statistic: float, noncentrality: float, level: int
+) -> None:
+    rng = np.random.default_rng(8)
+    t = rng.chisquare(9, size=(6, 336, 1))
+    count = np.array([336 // 2**j for j in range(6)], dtype=float)[:, None]
+    sums = np.stack([t[j, : int(count[j, 0])].sum(axis=0) for j in range(6)])
+    squares = np.stack([(t[j, : int(count[j, 0])] ** 2).sum(axis=0) for j in range(6)])
+    moments = np.stack([count, sums, squares], axis=-1)
+    seen, pooled, reference = np.array([336]), np.full((1, BINS), 6_720), np.full((1, BINS), 1_000)
+    found = calibrate(moments, seen, seen, np.array([8.3]), pooled, reference, warm_up=48, floor=0.02)
+    at, more = np.array([statistic]), np.array([statistic * 1.05])
+    shift, larger = np.array([noncentrality]), np.array([noncentrality + 1.0])
+    p = found.p_value(level, at, shift)[0]
+    assert found.p_value(level, more, shift)[0] <= p * (1 + 1e-6)
+    assert found.p_value(level, at, larger)[0] >= p * (1 - 1e-6)
+
+
+def test_lines_of_a_finished_calibration_say_what_its_p_values_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long replay inverts a calibration that no longer changes: the alarms are those of a run that never does."""
+    counts, reference = quantile_counts(np.random.default_rng(12), 900, 3, rho=0.6)
+    counts[600:, 0] = (
+        counts[600:, 0][:, ::-1] + np.arange(10) - np.arange(10)[::-1]
+    )  # a shift, so that something alarms
+    counts = np.maximum(counts, 0)
+    found = replay(counts, reference, SETTINGS, per_device=3, recalibrate=4)
+    monkeypatch.setattr("lightship.monitoring.replay._SETTLED", 10**9)
+    slowly = replay(counts, reference, SETTINGS, per_device=3, recalibrate=4)
+    assert found == slowly
+    assert any(hit.window >= 600 for hit in found.warnings)
