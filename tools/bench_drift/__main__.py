@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.folder.resolve()
     work = folder / ("quick" if options.quick else "parts")
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(folder, QUICK if options.quick else Sizes())
+    bench = Bench(folder, QUICK if options.quick else Sizes(), again=options.again)
     wanted = [p for p in options.only.replace(",", " ").split() if p] or list(PARTS)
     began = time.monotonic()
     for part in wanted:

@@ -36,3 +36,4 @@ class Bench:
 
     folder: Path
     sizes: Sizes
+    again: bool = False  # measure also what a part has kept of a run that was ended

@@ -277,7 +277,7 @@ _QUIET: Final = """
 
 Nothing happens in these streams. Per device-year: tests of single windows beyond the uncalibrated line (bare); warnings
 of the calibrated ladder; alarms of record; and critical ones, for which ladder, record and floor must agree. It is the
-whole rule from a device's first hour on, warm-up included. Tests that follow each other closely are one alarm, as they
+whole rule from a device's first hour on, warm-up included, and without the comparison by hour of the week. Tests that follow each other closely are one alarm, as they
 are one event for the operator. At most: what the criticals seen are compatible with, at 99 %.
 """
 _OTHERS: Final = f"""
@@ -290,7 +290,8 @@ are written anew. Lightship's are warnings at its default floor, 0.02: a shift o
 """
 _COSTS: Final = """
 What that costs: CPU for 1,000 rows of 30 features; what must be sent or kept for one hour; memory of the process after
-the run and after the import; and what is installed. Lightship's is the agent's own environment, which serves as well.
+the run and after the import; and what is installed. Lightship's is the agent's own environment, which serves as well;
+its memory after the run has the making of the reference's profile in it, which is no work of a device.
 """
 _DELAYS: Final = """
 ## Delays

@@ -55,11 +55,12 @@ def _other(bench: Bench, rows: Path, name: str, program: str, hours: int, argume
     there = environment(bench.folder / "environments", name)
     if there.why_not:
         return {"why_not": there.why_not}
-    out = bench.folder / f"{program}-{'-'.join(arguments)}.json"
+    out = rows / f"{program}-{hours}-{'-'.join(arguments)}.json"
     command = [str(there.python), "-W", "ignore", str(_OTHERS / f"{program}.py"), str(rows), str(hours), str(out)]
-    done = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True, timeout=3_600)
-    if done.returncode:
-        return {"why_not": (done.stderr.strip().splitlines() or ["no reason given"])[-1][:300]}
+    if bench.again or not out.exists():
+        done = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True, timeout=3_600)
+        if done.returncode:
+            return {"why_not": (done.stderr.strip().splitlines() or ["no reason given"])[-1][:300]}
     told: dict[str, Any] = json.loads(out.read_text())
     return {**told, "install_mb": round(there.size_mb(), 1), "packages": there.distributions()}
 

@@ -61,6 +61,9 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
     """Every nature, in as many processes as there are CPUs; what was simulated before is read."""
     folder = bench.folder / f"quiet-{bench.sizes.years}-{bench.sizes.year}"
     folder.mkdir(parents=True, exist_ok=True)
+    if bench.again:
+        for place in folder.glob("*.json"):
+            place.unlink()
     simulate(bench.sizes, folder)
     return read(bench.sizes, folder)
 
