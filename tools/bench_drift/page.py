@@ -277,8 +277,9 @@ _QUIET: Final = """
 
 Nothing happens in these streams. Per device-year: tests of single windows beyond the uncalibrated line (bare); warnings
 of the calibrated ladder; alarms of record; and critical ones, for which ladder, record and floor must agree. It is the
-whole rule from a device's first hour on, warm-up included, and without the comparison by hour of the week. Tests that follow each other closely are one alarm, as they
-are one event for the operator. At most: what the criticals seen are compatible with, at 99 %.
+whole rule from a device's first hour on, warm-up included, and without the comparison by hour of the week. Tests that
+follow each other closely are one alarm, as they are one event for the operator. At most: what the criticals seen are
+compatible with, at 99 %.
 """
 _OTHERS: Final = f"""
 ## The same rows, through other tools
