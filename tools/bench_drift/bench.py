@@ -19,14 +19,13 @@ class Sizes:
     runs: int = 100  # devices per shift
     repeats: int = 40  # windows per change of how features go together
     months: int = 12  # of fleets of a hundred devices
-    quiet_hours: int = 720  # of the streams that all tools are shown
-    dear_hours: int = 24  # the same for tools that take seconds an hour
+    quiet_hours: int = 72  # of the streams that all tools are shown
     trials: int = 40  # windows per fault of a real dataset
     workers: int = 2
 
 
 QUICK: Final = Sizes(
-    years=2, year=600, runs=6, repeats=5, months=1, quiet_hours=72, dear_hours=2, trials=4,
+    years=2, year=600, runs=6, repeats=5, months=1, quiet_hours=24, trials=4,
 )  # fmt: skip
 
 

@@ -28,12 +28,12 @@ from .venvs import environment
 _OTHERS: Final = Path(__file__).with_name("others")
 #: Title, environment, program, hours of quiet streams, arguments.
 TOOLS: Final = (
-    ("river ADWIN", "river", "river_rows", 336, ("ADWIN",)),
-    ("river PageHinkley", "river", "river_rows", 168, ("PageHinkley",)),
+    ("river ADWIN", "river", "river_rows", 72, ("ADWIN",)),
+    ("river PageHinkley", "river", "river_rows", 72, ("PageHinkley",)),
     ("river KSWIN", "river", "river_rows", 4, ("KSWIN",)),
-    ("Alibi Detect KSDrift", "alibi", "alibi_rows", 96, ()),
+    ("Alibi Detect KSDrift", "alibi", "alibi_rows", 72, ()),
     ("NannyML univariate", "nannyml", "nannyml_rows", 72, ()),
-    ("Evidently DataDriftPreset", "evidently", "evidently_rows", 2, ()),
+    ("Evidently DataDriftPreset", "evidently", "evidently_rows", 1, ()),
 )
 _OURS: Final = "Lightship"
 
@@ -109,7 +109,7 @@ def _ours(rows: Path) -> dict[str, Any]:
     alarms = {}
     for name in QUIET:
         now, past = counts(np.load(rows / f"{name}.npy"), reference)
-        run = replay(now, past, settings, per_device=FEATURES, key=name)
+        run = replay(now, past, settings, per_device=FEATURES, key=name, recalibrate=4)
         alarms[name] = {"hours": len(now), **_called(run)}
     healthy, past = counts(np.load(rows / "healthy.npy"), reference)
     delays, critical = {}, {}
@@ -117,7 +117,7 @@ def _ours(rows: Path) -> dict[str, Any]:
     for name in SHIFTS:
         after, _ = counts(np.load(rows / f"drift {name}.npy"), reference)
         streams = [np.concatenate([healthy[: onset[j], j], after[:, j]])[: HEALTHY + HOURS] for j in range(FEATURES)]
-        run = replay(np.stack(streams, axis=1), past, settings, per_device=1, budget_streams=FEATURES)
+        run = replay(np.stack(streams, axis=1), past, settings, per_device=1, budget_streams=FEATURES, recalibrate=8)
         delays[name], critical[name] = (_first(hits, onset) for hits in (run.warnings, run.criticals))
     return {"alarms": alarms, "delays": delays, "critical": critical, "delay_hours": HOURS, **_device(reference)}
 
