@@ -85,6 +85,8 @@ TICK_SECONDS = 1.0
 HTTPS_FALLBACK_SECONDS = 60.0
 LOW_DISK_MB = 50.0
 SWITCH_SECONDS = 0.001
+#: Whoever waited for us to serve is answered before we load what the network takes.
+FIRST_SECONDS = 0.05
 #: Of the outbox of events, beside that of reports: years of them.
 EVENTS_MB = 4
 
@@ -247,6 +249,7 @@ class Agent:
         self._http.start()
         log.info("serving on %s", self._http.address)
         notify_systemd("READY=1")
+        self._stop.wait(FIRST_SECONDS)
         lean.load("httpx")  # the first look of the updater wants it, when others import too
         if self._topics is not None:
             self._topics.start()
