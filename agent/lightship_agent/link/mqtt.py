@@ -40,7 +40,8 @@ from .quality import LinkQuality
 log = logging.getLogger(__name__)
 
 SESSION_EXPIRY: Final = 86_400  # s
-RETRY_BASE: Final = 2.0  # s
+RETRY_BASE: Final = 4.0  # s
+RETRY_GROWTH: Final = 1.5
 RETRY_CAP: Final = 300.0  # s
 #: A connection that held for so long proves that the broker is well again.
 GOOD_SECONDS: Final = 60.0
@@ -211,10 +212,7 @@ class MqttLink:
             )
             return TAKEN_OVER_SECONDS
         self.taken_over = False
-        ceiling = retry_ceiling(attempt)
-        if self._said in _BUSY:
-            return random.uniform(ceiling / 2, 2 * ceiling)
-        return random.uniform(0.1, ceiling)
+        return retry_pause(attempt, busy=self._said in _BUSY)
 
     def _fall_back(self) -> None:
         """Speak 3.1.1 to a broker that knows nothing newer: some say so, some just hang up, and so do broken ones."""
@@ -291,6 +289,20 @@ def _left_to_the_loop(_client: paho.Client, _data: Any, _socket: Any) -> None:
 
 
 def retry_ceiling(attempt: int) -> float:
-    """The longest pause in seconds before that attempt, from 1: doubles up to `RETRY_CAP`, and stays there for ever."""
-    # Bounded before it is raised: 2**1024 is no float, and a broker can be away for days.
-    return min(RETRY_CAP, RETRY_BASE * (1 << min(attempt, 10)))
+    """The longest pause in seconds before that attempt, from 0: grows up to `RETRY_CAP`, and stays there for ever."""
+    # Bounded before it is raised: 1.5**2000 is no float, and a broker can be away for days.
+    return min(RETRY_CAP, RETRY_BASE * RETRY_GROWTH ** min(attempt, 40))
+
+
+def retry_pause(
+    attempt: int, *, busy: bool = False, uniform: Callable[[float, float], float] = random.uniform
+) -> float:
+    """How long to wait before that attempt, from 0; `busy`: the broker said that it is.
+
+    The first is anything up to its longest. From then on none is shorter than a quarter of it: whoever draws short
+    pauses again and again would be there at the very moment the broker comes back, and so would a fifth of a fleet.
+    """
+    ceiling = retry_ceiling(attempt)
+    if busy:
+        return uniform(ceiling / 2, 2 * ceiling)
+    return uniform(ceiling / 4 if attempt else min(0.1, ceiling), ceiling)
