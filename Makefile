@@ -9,7 +9,7 @@ LOCK   := requirements.lock
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check docs dashboards bench bench-update bench-drift bench-serving crash-test fuzz lock arm64 clean
+.PHONY: help setup demo test lint types check docs dashboards bench bench-update bench-drift bench-serving bench-telemetry crash-test fuzz lock arm64 clean
 
 help:  ## This list.
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -53,7 +53,7 @@ docs: $(STAMP)  ## Write docs/reference/ from the code.
 dashboards: $(STAMP)  ## Write Grafana's dashboards into the package.
 	@$(RUN) -m dashboards
 
-bench: bench-update bench-drift bench-serving  ## Every benchmark. Pages and figures go to docs/benchmarks/.
+bench: bench-update bench-drift bench-serving bench-telemetry  ## Every benchmark. Pages and figures go to docs/benchmarks/.
 
 bench-update: $(STAMP)  ## What looking for updates and getting them costs; a few minutes.
 	@$(RUN) -m bench_update
@@ -63,6 +63,12 @@ bench-drift: $(STAMP)  ## How often drift alarms are false, and how soon true; h
 
 bench-serving: $(STAMP)  ## What a prediction costs, here and in other servers; about an hour. ONLY=parts, SOAK=requests, QUICK=1, AGAIN=1.
 	@$(RUN) -m bench_serving $(if $(ONLY),--only "$(ONLY)") $(if $(SOAK),--soak $(SOAK)) $(if $(QUICK),--quick) $(if $(AGAIN),--again)
+
+bench-telemetry:  ## What telemetry costs, and what it takes to lose a report; some ten minutes. ONLY=parts, QUICK=1.
+	@$(MAKE) --no-print-directory _bench-telemetry VENV=.venv-extras LOCK=requirements-extras.lock
+
+_bench-telemetry: $(STAMP)
+	@$(RUN) -m bench_telemetry $(if $(ONLY),--only "$(ONLY)") $(if $(QUICK),--quick)
 
 lock:  ## Renew the hashed locks (needs the `uv` program).
 	@grep -vE '^#' agent/pyproject.toml | $(PYTHON) -c 'import tomllib,pathlib; d=tomllib.loads(pathlib.Path("agent/pyproject.toml").read_text())["project"]["dependencies"]; pathlib.Path("agent/requirements.in").write_text("# Generated from agent/pyproject.toml by `make lock`.\n"+"\n".join(d)+"\n")'

@@ -102,13 +102,14 @@ def local_answer(model: str) -> str:
     return f"{ROOT}/_local/{model}/prediction"
 
 
-def ingest_filters(worker_group: str = "lightship-ingest") -> tuple[str, ...]:
-    """What an ingest worker subscribes to, shared among the workers.
+def ingest_filters(worker_group: str = "lightship-ingest", *, shared: bool = True) -> tuple[str, ...]:
+    """What an ingest worker subscribes to, shared among the workers, or each for itself.
 
     Each kind has a share group of its own: brokers differ in whether one group may hold several filters, and one that
     keeps a single filter per group would silently deliver the last one only.
     """
-    return tuple(f"$share/{worker_group}-{kind.partition('/')[0]}/{ROOT}/+/+/{kind}" for kind in UP_KINDS)
+    groups = {kind: f"$share/{worker_group}-{kind.partition('/')[0]}/" if shared else "" for kind in UP_KINDS}
+    return tuple(f"{group}{ROOT}/+/+/{kind}" for kind, group in groups.items())
 
 
 def parse(topic: str) -> Address | None:

@@ -46,6 +46,9 @@ BATCH_MESSAGES: Final = 500
 #: Of payloads; what they inflate to is some times as much, and is held until it is stored.
 BATCH_BYTES: Final = 512 * 1024
 BATCH_SECONDS: Final = 0.2
+#: When nothing more comes for so long, the broker may be waiting for us: many give out twenty messages and no more
+#: before the first is acknowledged, and a batch that waits for the next one would make that a hundred a second.
+QUIET_SECONDS: Final = 0.02
 SESSION_EXPIRY: Final = 600  # s
 COMMAND_SECONDS: Final = 300
 #: A gap that lasts for less may be no gap at all.
@@ -160,10 +163,12 @@ class IngestWorker:
         flushed = asked = time.monotonic()
         try:
             while not self._stop.is_set():
-                if self._client.loop(timeout=0.1) != paho.MQTT_ERR_SUCCESS or not self._read_on():
+                had = len(self._batch)
+                waits = QUIET_SECONDS if had else 0.1
+                if self._client.loop(timeout=waits) != paho.MQTT_ERR_SUCCESS or not self._read_on():
                     return
-                now = time.monotonic()
-                if self._is_full() or now - flushed > BATCH_SECONDS:
+                now, quiet = time.monotonic(), 0 < had == len(self._batch)
+                if quiet or self._is_full() or now - flushed > BATCH_SECONDS:
                     self._flush()
                     flushed = now
                 if self.connected.is_set():
@@ -259,7 +264,10 @@ class IngestWorker:
             log.warning("ingest: the broker refuses us: %s", reason)
             return
         if self._listening:
-            client.subscribe([(topic, 1) for topic in topics.ingest_filters()])
+            # The embedded broker's router dies, and with it the broker, when a client that shares a subscription is
+            # killed. There each worker hears everything; what two of them store is stored once all the same.
+            shared = self._broker.kind != "embedded"
+            client.subscribe([(topic, 1) for topic in topics.ingest_filters(shared=shared)])
         self.connected.set()
 
     def _received(self, message: Message) -> None:

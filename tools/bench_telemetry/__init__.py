@@ -1,0 +1,1 @@
+"""`make bench-telemetry`: what telemetry costs, and what it takes to lose a report."""
