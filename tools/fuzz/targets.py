@@ -168,6 +168,7 @@ TARGETS: Final = (
     _target("MQTT command", "link.mqtt", "wire.", partial(plain, _commands, _command)),
     _target("report", "contract.messages", "wire.", partial(plain, _reports, _report)),
     _target("report at ingest", "monitoring.ingest", (), worlds.ingest),
+    _target("report in a batch", "monitoring.batch", (), worlds.batches),
     _target("certificate request", "fleet.ca", "enrol.", worlds.certificate_requests),
     _target("inference request", "serving.oip", "serving.", worlds.requests),
     _target("HTTP body", "serving.http", "serving.", worlds.http),

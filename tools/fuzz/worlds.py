@@ -26,7 +26,7 @@ from tuf.ngclient import FetcherInterface
 from crash_test import bundles
 from lightship.fleet import ca, director
 from lightship.home import Home
-from lightship.monitoring.ingest import Receipt, receive
+from lightship.monitoring.ingest import Incoming, Receipt, acknowledged, receive, receive_all
 from lightship.storage.audit import now_ms
 from lightship.storage.models import Device
 from lightship_agent.contract import messages
@@ -51,6 +51,7 @@ from lightship_agent.update.releases import Releases
 Run = Callable[[bytes], object]
 World = Iterator[tuple[list[bytes], Run]]
 DEVICE = "press-1"
+_NEIGHBOUR = "press-2"
 EPOCH = "0123456789abcdef"
 
 
@@ -272,18 +273,20 @@ def _undo() -> NoReturn:
     raise _UndoneError
 
 
+def _device(name: str, now: int) -> Device:
+    return Device(
+        id=name, tenant="default", group="g", labels={}, state="active", spki="0" * 64, cert_serial="1",
+        cert_not_after=now, enrolled_at=now, running=[], health={}, degraded=[],
+    )  # fmt: skip
+
+
 @contextmanager
 def ingest() -> World:
     """Whatever an enrolled device reports, it is stored or buried, and the transaction goes on."""
     with _home() as home:
         now = now_ms()
         with home.database.write() as session:
-            session.add(
-                Device(
-                    id=DEVICE, tenant="default", group="g", labels={}, state="active", spki="0" * 64, cert_serial="1",
-                    cert_not_after=now, enrolled_at=now, running=[], health={}, degraded=[],
-                )
-            )  # fmt: skip
+            session.add(_device(DEVICE, now))
 
         def run(data: bytes) -> None:
             try:
@@ -291,6 +294,30 @@ def ingest() -> World:
                     for kind in ("tele", "state"):
                         assert isinstance(receive(session, DEVICE, kind, data, now), Receipt)
                     session.flush()
+                    _undo()
+            except _UndoneError:
+                return
+
+        one_by_one = [encode(envelope(msgspec.structs.replace(r, s=1))) for r in records()]
+        yield [pack(envelope(*records())), encode(messages.State(on=True, n=1)), *one_by_one], run
+
+
+@contextmanager
+def batches() -> World:
+    """Whatever one device reports, what another reports in the same batch, before and behind it, is stored."""
+    with _home() as home:
+        now = now_ms()
+        with home.database.write() as session:
+            session.add_all(_device(name, now) for name in (DEVICE, _NEIGHBOUR))
+        good = [Incoming(_NEIGHBOUR, "tele", pack(envelope(messages.Heartbeat(s=s, t=now)))) for s in (1, 2)]
+
+        def run(data: bytes) -> None:
+            try:
+                with home.database.write() as session:
+                    foreign = [Incoming(DEVICE, kind, data, "default") for kind in ("tele", "event", "state")]
+                    receipts = receive_all(session, [good[0], *foreign, good[1]], now)
+                    assert [r.code for r in (receipts[0], receipts[-1])] == ["", ""]
+                    assert acknowledged(session, _NEIGHBOUR) == f"{EPOCH}:2"
                     _undo()
             except _UndoneError:
                 return

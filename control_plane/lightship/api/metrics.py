@@ -144,6 +144,7 @@ _COUNTERS: Final = (
     Metric("lightship_ingest_gaps_total", "counter", "Messages after which earlier ones were missing."),
     Metric("lightship_ingest_resend_requests_total", "counter", "Requests to devices to send reports again."),
     Metric("lightship_ingest_dead_total", "counter", "Messages that could not be understood, by code.", ("code",), 60),
+    Metric("lightship_ingest_dead_dropped_total", "counter", "Dead letters that made room for newer ones."),
 )  # fmt: skip
 _ABOUT_ITSELF: Final = (
     Metric("lightship_metrics_folded", "gauge", "Sets of labels beyond a metric's bound, told as `(other)`.",

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ import msgspec
 import numpy as np
 from sqlalchemy import select
 from sqlalchemy.exc import DataError as DbDataError
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from lightship.storage import audit
@@ -35,7 +36,7 @@ from lightship.storage.models import (
     UpdateStep,
     WindowRow,
 )
-from lightship_agent.contract.codes import WireError
+from lightship_agent.contract.codes import StorageError, WireError
 from lightship_agent.contract.messages import (
     BESIDE_STEPS,
     Agreement,
@@ -58,8 +59,11 @@ from lightship_agent.contract.wire import decode, unpack
 from . import tallies
 from .agreement import store_agreement
 from .cursors import Span
+from .dead_letters import make_room
 from .faults import note_fault
 from .stored import add_labels, add_products, window_row
+
+log = logging.getLogger(__name__)
 
 MAX_DEAD_PAYLOAD = 4_096
 #: How far ahead of ours a device's clock may be.
@@ -140,20 +144,36 @@ Understood = tuple[Incoming, State | Envelope | Reply | WireError]
 
 def store_all(session: Session, messages: Sequence[Understood], now: int) -> list[Receipt]:
     """Store what was understood, in its order, and bury the rest. All of a message is stored, or nothing of it."""
+    receipts = _store_all(session, messages, now)
+    if any(receipt.code for receipt in receipts):
+        make_room(session)
+    return receipts
+
+
+def _store_all(session: Session, messages: Sequence[Understood], now: int) -> list[Receipt]:
     from .batch import Batch
 
     counted = dict(tallies.counted(session))
     try:
         with session.begin_nested():
             return Batch(session, now).store(messages)
-    except _ITS_FAULT as e:
+    except Exception as e:
+        if not _is_its_fault(e):
+            raise
         session.info[tallies.KEY] = counted  # what was taken back was not done
         # Well-formed, and yet more than a column can hold: which message it was, is found by taking them one by one.
         if len(messages) > 1:
-            return [store_all(session, [one], now)[0] for one in messages]
+            return [_store_all(session, [one], now)[0] for one in messages]
         message, _ = messages[0]
+        if not isinstance(e, _ITS_FAULT):
+            log.exception("a message of %s could not be stored", message.device)
         error = WireError("wire.malformed", f"The message can't be stored: {type(e).__name__}: {str(e)[:300]}")
         return [bury(session, message, now, error)]
+
+
+def _is_its_fault(e: Exception) -> bool:
+    """Whether a message is to blame, and not the database. What nobody foresaw is: it would come again for ever."""
+    return isinstance(e, _ITS_FAULT) or not isinstance(e, SQLAlchemyError | StorageError | OSError | MemoryError)
 
 
 def acknowledged(session: Session, device_id: str) -> str:
