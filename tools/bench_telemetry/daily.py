@@ -1,11 +1,12 @@
 """Bench telemetry: what a device sends in a day, with the agent's own monitor, health, outbox and sender.
 
-Rules: a model of 30 features predicts 20 rows a minute; the cadence is the agent's default. Bytes are those of MQTT 5
+Rules: a model of 30 features predicts five rows a minute; the cadence is the agent's default. Bytes are those of MQTT 5
 packets in TLS 1.3 records, both ways, with acknowledgements and pings; what TCP and IP add is said beside it.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 from collections import Counter
@@ -29,25 +30,33 @@ from lightship_agent.contract.bundle import (
     read_bundle,
 )
 from lightship_agent.contract.manifest import Manifest, Provenance, Requires
-from lightship_agent.contract.messages import Heartbeat, Running
+from lightship_agent.contract.messages import Heartbeat
 from lightship_agent.contract.profile import ReferenceProfile, count_outputs, profile_features
 from lightship_agent.contract.schema import Feature, FeatureSchema, Outputs
 from lightship_agent.contract.wire import encode
 from lightship_agent.link.outbox import Outbox
+from lightship_agent.link.quality import LinkQuality
 from lightship_agent.link.sender import Sender
 from lightship_agent.monitor.health import read_health
 from lightship_agent.monitor.monitor import Monitor
-from lightship_agent.runtime.model import LoadedModel, load_model
+from lightship_agent.runtime.model import load_model
+from lightship_agent.serving.dataplane import DataPlane
+from lightship_agent.serving.oip import decode_infer
+from lightship_agent.serving.slot import most_frequent
 from lightship_agent.settings import load_settings
 
 FEATURES: Final = 30
-ROWS: Final = 20  # a minute
+ROWS: Final = 5  # a minute
 _BEGAN: Final = 1_780_000_000_000
 _DAY: Final = 86_400
 _TLS: Final = 22  # bytes a record of TLS 1.3 adds
 _TCP: Final = 40  # bytes a segment of TCP and IP adds; a message has two, and so has its acknowledgement
 _PUBACK: Final = 4
 _PING: Final = 2 * (2 + _TLS)
+_VITALS: Final = {
+    "agent_uptime_s": 86_400.1, "queue_depth": 0.0, "outbox_records": 3.0, "outbox_dropped": 0.0,
+    "ring_dropped_rows": 0.0, "throttled": 0.0,
+}  # fmt: skip
 _KEEPALIVE: Final = 30  # s, the agent's own: a ping where nothing was said for so long
 
 
@@ -75,6 +84,8 @@ def measure(folder: Path, report_seconds: float = 0.0) -> Day:
         min_age_ms=int(defaults.window_min_seconds * 1_000),
         max_age_ms=int(defaults.window_max_seconds * 1_000),
     )
+    plane = DataPlane(monitor.observe, observe_row=monitor.observe_row, observe_rows=monitor.observe_rows)
+    plane.install(model)
     clock = [0.0]
     outbox = Outbox(folder / "outbox", limit_bytes=defaults.outbox_mb * 1_000_000, clock=lambda: clock[0])
     sender = Sender((("tele", outbox),), 1, 0.0, clock=lambda: clock[0])
@@ -85,13 +96,12 @@ def measure(folder: Path, report_seconds: float = 0.0) -> Day:
     for minute in range(_DAY // 60):
         clock[0] = minute * 60.0
         for n in range(ROWS):
-            row = rows[minute * ROWS + n][None]
-            monitor.observe(model, row, model.predict(row), str(n))
+            plane.infer(decode_infer(_asked(rows[minute * ROWS + n]))[0])
         at = _BEGAN + minute * 60_000
         if minute * 60 % step:
             monitor.count(at)
             continue
-        records = [*monitor.collect(at), _beat(model, at, minute * ROWS, folder)]
+        records = [*monitor.collect(at), _beat(plane, at, folder)]
         for record in records:
             kinds[str(record.__struct_config__.tag)] += len(encode(record))
         outbox.append(records)
@@ -109,19 +119,17 @@ def measure(folder: Path, report_seconds: float = 0.0) -> Day:
     return Day(step, step, reports, messages, payload, wire, 4 * _TCP * messages, dict(kinds))
 
 
-def _beat(model: LoadedModel, at: int, requests: int, folder: Path) -> Heartbeat:
-    running = Running(
-        model=model.name,
-        version=model.version,
-        digest=model.digest,
-        since=_BEGAN,
-        requests=requests,
-        latency_ms=0.73,
-        provider="cpu",
-    )
+def _asked(row: npt.NDArray[np.float32]) -> bytes:
+    tensor = {"name": "features", "shape": [1, FEATURES], "datatype": "FP32", "data": row.tolist()}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def _beat(plane: DataPlane, at: int, folder: Path) -> Heartbeat:
+    """As the agent puts it together."""
+    health = {**read_health(folder), **_VITALS, **LinkQuality().numbers()}
     return Heartbeat(
-        s=1, t=at, running=(running,), agent="0.1.0", onnxruntime="1.32.0", machine=platform.machine(),
-        health=read_health(folder),
+        s=1, t=at, running=plane.running(), agent="0.1.0", onnxruntime="1.32.0", machine=platform.machine(),
+        health=health, errors=most_frequent(plane.errors()),
     )  # fmt: skip
 
 

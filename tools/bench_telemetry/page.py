@@ -268,7 +268,7 @@ with mutual TLS takes (some 350): those that it makes wait try again later, spre
 _DAILY: Final = """\
 ## A day of a device
 
-Thirty features, twenty predictions a minute, through the agent's own monitor, health, outbox and sender: heartbeats,
+Thirty features, five predictions a minute, through the agent's own monitor, health, outbox and sender: heartbeats,
 an hourly window, and products of features now and then. Pings are in the figure.
 """
 _LOSSES: Final = """\
