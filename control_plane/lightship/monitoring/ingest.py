@@ -220,14 +220,15 @@ def store_record(session: Session, device: Device, epoch: str, record: AnyRecord
 
 
 def device_facts(beat: Heartbeat) -> dict[str, object]:
-    """The columns of a device that a heartbeat sets."""
+    """The columns of a device that a heartbeat sets; what is JSON there, as anything that msgspec encodes."""
     # Not a number is not JSON: a device whose reading failed must not break the pages of all.
-    latencies = [r.latency_ms if math.isfinite(r.latency_ms) else 0.0 for r in beat.running]
+    health = beat.health
+    if not all(map(math.isfinite, health.values())):
+        health = {k: v for k, v in health.items() if math.isfinite(v)}
+    replace = msgspec.structs.replace
     first = beat.running[0] if beat.running else None
     return {
-        "running": [
-            {**msgspec.to_builtins(r), "latency_ms": ms} for r, ms in zip(beat.running, latencies, strict=True)
-        ],
+        "running": [r if math.isfinite(r.latency_ms) else replace(r, latency_ms=0.0) for r in beat.running],
         "running_model": first.model if first else "",
         "running_version": first.version if first else 0,
         "running_digest": first.digest if first else "",
@@ -236,9 +237,9 @@ def device_facts(beat: Heartbeat) -> dict[str, object]:
         "agent": beat.agent,
         "onnxruntime": beat.onnxruntime,
         "machine": beat.machine,
-        "health": {k: v for k, v in beat.health.items() if math.isfinite(v)},
-        "degraded": list(beat.degraded),
-        "errors": dict(beat.errors),
+        "health": health,
+        "degraded": beat.degraded,
+        "errors": beat.errors,
     }
 
 
