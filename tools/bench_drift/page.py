@@ -37,6 +37,7 @@ def page(parts: dict[str, Any], machine: str, *, quick: bool) -> str:
     sections = [
         _HEAD.format(command=COMMAND, machine=machine),
         _QUICK if quick else "",
+        _mixed(parts),
         _table(("Figure", "Found", "Limit", ""), [_bar(bar) for bar in found]),
         "Missed, and why:\n\n" + "\n".join(f"* {reason}" for reason in missed) if missed else "",
         _QUIET,
@@ -64,6 +65,16 @@ def page(parts: dict[str, Any], machine: str, *, quick: bool) -> str:
         _table(("Part", "Measured", "Revision", "CPU, s"), _runs(parts)),
     ]
     return "\n".join(part.strip("\n") + "\n" for part in sections if part)
+
+
+def _mixed(parts: dict[str, Any]) -> str:
+    """That the parts are not of one revision, where they aren't."""
+    revisions = {told["revision"] for told in parts.values()}
+    if len(revisions) < 2:
+        return ""
+    return (
+        f"The parts of this page are of {len(revisions)} revisions of one development; `-dirty` is not all committed.\n"
+    )
 
 
 def _without_values(found: Any) -> Any:
@@ -255,7 +266,8 @@ _COST_ROWS: Final = (
 
 def _runs(parts: dict[str, Any]) -> Iterable[Row]:
     for name, told in parts.items():
-        yield name, told["at"], told["revision"], f"{told['cpu_seconds']:,.0f}"
+        spent = told["cpu_seconds"]
+        yield name, told["at"], told["revision"], "not noted" if spent is None else f"{spent:,.0f}"
 
 
 def _table(head: Row, rows: Iterable[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 from .bench import YEAR
 from .figures import Figures
+from .streams import INDEPENDENT
 
 _LEFT, _WIDTH, _STEP, _TOP = 300, 420, 26, 58
 _OURS, _OTHERS, _REWRITTEN = "#2a9d8f", "#e08e45", "#d9b48f"
@@ -38,7 +39,8 @@ def _alarms(figures: Figures) -> str:
     lines = _frame(title, len(found), _GRID, YEAR)
     for number, (rate, tool) in enumerate(found):
         colour = _OURS if tool == "Lightship" else _OTHERS if "install_mb" in figures.tools()[tool] else _REWRITTEN
-        words = f"{rate:,.0f}" if rate >= 1 else "none seen"
+        hours = figures.tools()[tool]["alarms"][INDEPENDENT]["hours"]
+        words = f"{rate:,.0f}" if rate >= 1 else f"none in {hours:,} hours"
         lines += _bar(number, tool, _place(max(rate, 1), YEAR), colour, words)
     return _svg(lines, len(found))
 

@@ -138,7 +138,7 @@ def _judged(profile: ReferenceProfile, rows: Rows, hurt: tuple[str, str]) -> tup
     sentences = [s for s in explain("pump-7", verdict, settings)[1:] if not s.startswith(("The budget", "Nothing"))]
     first = verdict.evidence[0].name if verdict.evidence else ""
     first = verdict.quality[0].name if verdict.quality else first
-    return bool(verdict.alarms), first in hurt, sentences[0] if sentences else ""
+    return bool(verdict.alarms), bool(verdict.alarms) and first in hurt, sentences[0] if sentences else ""
 
 
 def _stream(data: Dataset, most: int) -> dict[str, Any]:
