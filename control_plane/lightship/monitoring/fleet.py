@@ -36,6 +36,7 @@ class FleetVerdict(msgspec.Struct, frozen=True, kw_only=True):
     p_value: float  # of so many drifting devices if each were healthy
     own: dict[str, tuple[str, ...]]  # per device, features with a confirmed alarm in which no other device drifts
     sentence: str
+    within: dict[str, str] = {}  # per device, the segment (label=value) with which it drifts
 
 
 def judge_fleet(verdicts: Mapping[str, Verdict], settings: DriftSettings) -> FleetVerdict:

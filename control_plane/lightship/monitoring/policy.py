@@ -346,7 +346,9 @@ def _quarantine(
         ):
             names = own or _critical(verdicts.get(key), track.event.names)
             quarantined[key] = names
-            reason = f"{key.device} drifts on its own in {', '.join(names[:3])}."
+            company = fleet.within.get(key.device)
+            how = f"with others of {company}" if company and not own else "on its own"
+            reason = f"{key.device} drifts {how} in {', '.join(names[:3])}."
             actions.append(Quarantine(key=key, at=now, names=names, reason=reason))
     return actions
 

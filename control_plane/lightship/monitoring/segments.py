@@ -131,7 +131,8 @@ def _sentence(name: str, drifting: int, size: int, shared: Sequence[str], too: i
 
 
 def with_segments(fleet: FleetVerdict, found: Sequence[SegmentVerdict]) -> FleetVerdict:
-    """The fleet's verdict, whose sentence names the segments when it is they who drift."""
+    """The fleet's verdict, which knows who drifts in company, and whose sentence names the segments that drift."""
+    fleet = msgspec.structs.replace(fleet, within={d: s.name for s in reversed(found) for d in s.devices})
     own = [s for s in found if not set(s.shared).isdisjoint(fleet.shared)]
     if fleet.kind != "fleet" or not own:
         return fleet

@@ -293,6 +293,16 @@ def test_a_device_is_set_aside_for_what_is_sure_and_let_go_when_the_fleet_shows_
     assert desk.state.quarantined == {}
 
 
+def test_a_device_that_drifts_with_its_segment_is_set_aside_as_one_of_it() -> None:
+    desk = Desk()
+    north = msgspec.structs.replace(local("d1", "d2"), within={"d1": "site=north", "d2": "site=north"})
+    for w in range(FOLLOW_WINDOWS + 1):
+        two = {StreamKey(d, OLD): verdict(w, alarm="f1", confirmed=w > 0) for d in ("d1", "d2")}
+        desk.see({**everyone(w, alarm=""), **two}, north)
+    reasons = [a.reason for a in desk.actions if isinstance(a, Quarantine)]
+    assert reasons == [f"{d} drifts with others of site=north in f1." for d in ("d1", "d2")]
+
+
 def test_members_are_not_quarantined_one_by_one_as_the_fleet_recovers() -> None:
     desk = Desk()
     desk.see(everyone(0), fleet_of("d1", "d2", "d3"))

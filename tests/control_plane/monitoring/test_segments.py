@@ -95,7 +95,7 @@ def test_the_fleets_sentence_names_the_segment_that_is_half_of_it() -> None:
     assert whole.kind == "fleet"
     said = with_segments(whole, judge_segments(verdicts, labels, BY_SITE)).sentence
     assert said.endswith("All 6 devices with site=north drift in temp; none of the other 6 does.")
-    assert with_segments(NO_FLEET, judge_segments(verdicts, labels, BY_SITE)) == NO_FLEET
+    assert with_segments(NO_FLEET, judge_segments(verdicts, labels, BY_SITE)).sentence == NO_FLEET.sentence
 
 
 # -- from look to look --------------------------------------------------------------------------------------------
