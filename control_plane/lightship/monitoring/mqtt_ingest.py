@@ -136,6 +136,8 @@ class IngestWorker:
         if tls is not None:
             client.tls_set_context(tls)
         client.on_connect = self._connected
+        # What is said before the broker has noted who listens is said to nobody.
+        client.on_subscribe = lambda *_: self.connected.set()
         # `poke` comes from other threads: with it, only the loop's thread writes. Two at once in one TLS connection
         # would corrupt memory.
         client.on_socket_register_write = _left_to_the_loop
@@ -268,7 +270,8 @@ class IngestWorker:
             # killed. There each worker hears everything; what two of them store is stored once all the same.
             shared = self._broker.kind != "embedded"
             client.subscribe([(topic, 1) for topic in topics.ingest_filters(shared=shared)])
-        self.connected.set()
+        else:
+            self.connected.set()
 
     def _received(self, message: Message) -> None:
         self._batch.append((self._generation, message))
