@@ -44,7 +44,7 @@ from .logs import RecentLines, speak_for
 from .monitor.application import ApplicationNumbers
 from .monitor.degraded import Degraded, Mode, state_of
 from .monitor.health import read_health
-from .monitor.monitor import Monitor
+from .monitor.monitor import Monitor, StandingFault
 from .monitor.redaction import parse_redaction
 from .monitor.sharing import Sharing
 from .monitor.strain import HOT, Strain
@@ -117,6 +117,7 @@ class Agent:
         self._started = time.monotonic()
         self._stop = threading.Event()
         self._urgent = threading.Event()
+        self._faults: tuple[StandingFault, ...] = ()
         self._monitor = Monitor(
             settings.window_rows,
             settings.share_labelled_rows,
@@ -402,11 +403,19 @@ class Agent:
                 _whatever_happens(self._count_all)
                 _whatever_happens(self._certificate.tick)
             else:
-                _whatever_happens(lambda: self._monitor.count(_now_ms()))
+                _whatever_happens(self._count_rows)
             _whatever_happens(self._send)
             self._residents.tidy()
             self._updater.notice()
             notify_systemd("WATCHDOG=1")
+
+    def _count_rows(self) -> None:
+        """Before the rings overflow. A fault of data that begins or ends is reported with the next tick."""
+        self._monitor.count(_now_ms())
+        faults = self._monitor.faults()
+        if faults != self._faults:
+            self._faults = faults
+            self._urgent.set()
 
     def _count_all(self) -> None:
         counted, beat = self._counted(), self._heartbeat()

@@ -71,7 +71,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "A TOML file that binds topics of a local MQTT broker to models (docs/serving.md); empty: none.",
     ),
     Setting("poll_seconds", "900", "How often to look for an assignment without being poked.", "s"),
-    Setting("report_seconds", "60", "How often to send a heartbeat and what has been counted.", "s"),
+    Setting("report_seconds", "300", "How often to send a heartbeat and what has been counted.", "s"),
     Setting("window_rows", "200", "Rows that a drift window has at least.", "rows"),
     Setting(
         "window_min_seconds", "3600", "A window that is younger takes more rows; 0 for windows of `window_rows`.", "s"

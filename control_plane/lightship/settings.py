@@ -105,7 +105,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("retrain_min_rows", "200", "Labelled rows needed before a proposal can run.", "rows"),
     Setting("reconcile_seconds", "2", "How often rollouts and drift are looked at.", "s"),
     Setting("alert_seconds", "10", "How often it is looked whether anybody is to be told of something.", "s"),
-    Setting("alert_report_seconds", "60", "How often devices report; one that misses three is silent.", "s"),
+    Setting("alert_report_seconds", "300", "How often devices report; one that misses three is silent.", "s"),
     Setting("alert_group_seconds", "60", "How long findings of a kind wait for one another before they are told.", "s"),
     Setting("alert_group_at", "5", "So many findings of a kind at once become one alert.", "findings"),
     Setting("alert_clear_seconds", "300", "How long nothing must be found before an alert is over.", "s"),

@@ -72,7 +72,7 @@ def measure(folder: Path, size: Size, chosen: list[str], figures: Figures) -> Fi
     """The parts that are asked for, one after the other; all if none is named."""
     parts: dict[str, Callable[[], list[Any]]] = {
         "storm": storm.measure,
-        "daily": lambda: [daily.measure(folder), daily.measure(folder, 300.0)],
+        "daily": lambda: [daily.measure(folder), daily.measure(folder, 60.0)],
         "queue": lambda: [flash.measure(folder / "queue", size.kills, size.queue_bytes)],
         "cost": lambda: _costs(folder, size.messages),
         "steady": lambda: [cost.steady(folder, size.steady)],

@@ -274,8 +274,8 @@ an hourly window, and products of features now and then. Pings are in the figure
 _LOSSES: Final = """\
 ## Where we lose
 
-* At the default cadence a device sends three times what it should: a heartbeat a minute is a message a minute. A report
-  every five minutes is within the bar; the default stays until several heartbeats go in one message.
+* A heartbeat a minute would be three times the bytes that a device may send a day: the default is one in five minutes,
+  and what can't wait is sent at once.
 * What is sent again with mosquitto's own queue depends on how fast ingest catches up before the queue overflows once
   more: from 9 % to 20 % in runs at a load of 8 to 15, on two cores. The configuration that Lightship generates keeps a
   million messages.

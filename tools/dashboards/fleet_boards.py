@@ -19,7 +19,7 @@ FLEET: Final = Dashboard(
                 stat(
                     "Silent",
                     "Share of active devices not heard for ten minutes.",
-                    f'1 - sum(lightship_report_age_seconds_bucket{{le="600.0", {OF}}}) '
+                    f'1 - sum(lightship_report_age_seconds_bucket{{le="900.0", {OF}}}) '
                     f"/ sum(lightship_report_age_seconds_gcount{{{OF}}})",
                     unit="percentunit",
                     steps=(0.01, 0.05),

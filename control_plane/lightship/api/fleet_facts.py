@@ -42,9 +42,9 @@ from lightship.storage.models import (
 Labels = tuple[str, ...]
 Samples = dict[Labels, tuple[float, ...]]
 
-ONLINE_SECONDS: Final = 180
+ONLINE_SECONDS: Final = 900
 #: Upper edges, in seconds, of how long ago a device was heard.
-AGES: Final = (60.0, 180.0, 300.0, 600.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0)
+AGES: Final = (60.0, 300.0, 600.0, 900.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0)
 #: And of how long a certificate is still good.
 EXPIRIES: Final = (0.0, 3_600.0, 86_400.0, 259_200.0, 604_800.0, 1_209_600.0, 2_592_000.0, 7_776_000.0)
 #: So long a rollout that is over is told of.

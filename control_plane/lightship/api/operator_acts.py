@@ -64,7 +64,7 @@ class RolloutBody(Why):
     require_labels: bool = True
     gate_timeout: float = 86_400.0
     device_timeout: float = 1_800.0
-    offline_after: float = 180.0
+    offline_after: float = 900.0
     halt_share: float = 0.2
 
     def wish(self) -> planning.Wish:

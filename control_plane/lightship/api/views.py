@@ -33,7 +33,7 @@ from lightship.storage.models import (
 )
 
 Json = dict[str, Any]
-SILENT_MS = 180_000
+SILENT_MS = 900_000  # three reports of the default cadence
 
 
 def device(row: Device) -> Json:

@@ -39,7 +39,7 @@ def _plan_options(command: Any) -> Any:
         click.option(
             "--device-timeout", type=float, default=1_800.0, show_default=True, help="Seconds a device may take."
         ),
-        click.option("--offline-after", type=float, default=180.0, show_default=True, help="Unseen so long: offline."),
+        click.option("--offline-after", type=float, default=900.0, show_default=True, help="Unseen so long: offline."),
         click.option(
             "--halt-share", type=float, default=0.2, show_default=True, help="Pause above this share of failures."
         ),

@@ -53,7 +53,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     halt_share: float = 0.2
     min_sample: int = 1
     device_timeout: float = 1_800.0  # for a device that was seen, to be done or to say that it failed
-    offline_after: float = 180.0  # unseen for so long: offline
+    offline_after: float = 900.0  # unseen for so long: offline
     gate_timeout: float = 86_400.0
     require_labels: bool = True
 

@@ -17,7 +17,7 @@ from tests.agent.conftest import build, training_rows
 from tests.agent.link.field import Field, until
 
 import lightship_agent
-from lightship.storage.models import Device, WindowRow
+from lightship.storage.models import Alarm, Device, WindowRow
 from lightship_agent.contract.codes import CODES, EXIT_STATUS
 from lightship_agent.update import machine as m
 from lightship_agent.update.store import BundleStore, StateFile
@@ -256,6 +256,23 @@ def _port_of(agent: RunningAgent) -> int:
         if "serving on ('" in line:
             return int(line.rpartition(",")[2].strip(" )"))
     pytest.fail(f"no port in {agent.log.read_text()}")
+
+
+def test_a_fault_of_data_does_not_wait_for_the_next_report(field: Field) -> None:
+    state, digest = seeded(field)
+    with RunningAgent(state, WINDOW_ROWS="60", REPORT_SECONDS="600", POLL_SECONDS="900") as agent:
+        agent.wait_for(digest)
+        stuck = training_rows(60)
+        stuck[:, 1] = stuck[0, 1]
+        request = {"inputs": [{"name": "features", "datatype": "FP32", "shape": [60, 4], "data": stuck.tolist()}]}
+        assert agent._http.post("/v2/models/pump/infer", json=request).status_code == 200
+
+        def told() -> list[tuple[str, str]]:
+            with field.home.database.read() as session:
+                return [(a.kind, a.device) for a in session.query(Alarm)]
+
+        until(lambda: bool(told()), 20.0)
+    assert told()[0] == ("data", "press-1")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

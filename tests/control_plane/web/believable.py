@@ -175,7 +175,7 @@ def _device(session: Session, i: int, name: str, now: int) -> None:
             cert_serial=str(1_000 + i),
             cert_not_after=now + 29 * 86_400_000,
             enrolled_at=now - 90 * MINUTE,
-            last_seen=now - (11 * MINUTE if silent else 1_000 + 700 * i),
+            last_seen=now - (21 * MINUTE if silent else 1_000 + 700 * i),
             running_model=MODEL,
             running_version=version,
             running_digest=digest(version),

@@ -71,7 +71,7 @@ def test_the_overview_puts_failures_first(client: Browser) -> None:
     assert order == sorted(order)
     assert "meter-3 drifts in pixel_3_4, pixel_2_4." in text
     assert "meter-6 did not take its update: update.golden" in text
-    assert "meter-5 was last heard 11 min ago." in text
+    assert "meter-5 was last heard 21 min ago." in text
     assert "lightship retrain run p2" in text
     attention = html[html.index('class="attention"') : html.index("h-rollouts")]
     tones = re.findall(r'<li class="(\w+)">', attention)
