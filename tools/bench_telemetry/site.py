@@ -77,8 +77,11 @@ class Site:
     def kill_broker(self) -> None:
         """As a power cut would."""
         assert self.broker is not None
-        self.broker.process.kill()
-        self.broker.process.wait()
+        process = self.broker.process
+        process.kill()
+        process.wait()
+        if process.stdin is not None:  # what the embedded one watches, to end with us
+            process.stdin.close()
 
     def restart_broker(self) -> None:
         """On the same port, with the configuration that is there."""
