@@ -102,9 +102,10 @@ def _update(f: Figures) -> str | None:
     if busy is None or quiet is None:
         return None
     return (
-        f"While an update comes, p99 at 200 requests/s is {busy / 1e3:.1f} ms, where it is {quiet / 1e3:.1f} in quiet: four to "
-        "seven requests of the few hundred that come meanwhile meet the verifier, the unpacking or the loader holding "
-        "Python's lock, which each keeps for a millisecond at most (`sys.setswitchinterval`), or a call into C for its length."
+        f"While an update comes, p99 at 200 requests/s is {busy / 1e3:.1f} ms, where it is {quiet / 1e3:.1f} in quiet: "
+        "four to seven requests of the few hundred that come meanwhile meet the verifier, the unpacking or the loader "
+        "holding Python's lock, which each keeps for a millisecond at most (`sys.setswitchinterval`), or a call into C "
+        "for its length."
     )
 
 
