@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 
 import pytest
 
@@ -9,6 +10,10 @@ import pytest
 # they give. And nobody is to hear that tests are run.
 for name, value in {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}.items():
     os.environ.setdefault(name, value)
+
+# Whoever starts us in the background has us ignore Ctrl-C, and so all that we start; but some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Of the optional packages, the one that stands for all: `make test-extras` installs them together.
 _AN_EXTRA = "shap"

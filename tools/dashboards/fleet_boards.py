@@ -18,7 +18,7 @@ FLEET: Final = Dashboard(
                 stat("Active devices", "Enrolled and not revoked.", f'sum(lightship_devices{{state="active", {OF}}})'),
                 stat(
                     "Silent",
-                    "Share of active devices not heard for ten minutes.",
+                    "Share of active devices not heard for fifteen minutes.",
                     f'1 - sum(lightship_report_age_seconds_bucket{{le="900.0", {OF}}}) '
                     f"/ sum(lightship_report_age_seconds_gcount{{{OF}}})",
                     unit="percentunit",

@@ -42,7 +42,8 @@ CONTROL_PLANE_FLAGS = (
 )  # fmt: skip
 AGENT_FLAGS = (
     "--poll-seconds", "5", "--report-seconds", "1", "--soak-seconds", "2", "--window-rows", "50",
-    "--window-min-seconds", "0", "--share-labelled-rows", "200", "--log-level", "info",
+    "--window-min-seconds", "0", "--log-level", "info",
+    "--share-labelled-rows", "200", "--share-rows-a-day", "1000000", "--share-kb-a-day", "1000000",
 )  # fmt: skip
 
 

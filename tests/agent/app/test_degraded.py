@@ -92,8 +92,9 @@ def test_the_heartbeat_says_how_the_agent_is_beside_the_device(device: Start) ->
 
         assert beat.errors == {"serving.not-found": 1}
         assert sum(beat.running[0].latencies) == 1
-        mine = ("queue_depth", "outbox_records", "outbox_dropped", "ring_dropped_rows", "throttled")
-        assert [beat.health[name] for name in mine] == [0, 0, 0, 0, 1]
+        mine = ("queue_depth", "outbox_dropped", "ring_dropped_rows", "throttled")
+        assert [beat.health[name] for name in mine] == [0, 0, 0, 1]
+        assert beat.health["outbox_records"] in (0, 1)  # the first report may be on its way
         assert beat.health["agent_uptime_s"] >= 0
 
 

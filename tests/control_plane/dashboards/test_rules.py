@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 _WORKER = 'lightship_ingest_worker_seen_timestamp_seconds{worker="w"}'
 _CERTIFICATES = 'lightship_certificate_expiry_seconds_bucket{le="259200.0"}'
-_AGES = ('lightship_report_age_seconds_bucket{group="g",le="600.0"}', 'lightship_report_age_seconds_gcount{group="g"}')
+_AGES = ('lightship_report_age_seconds_bucket{group="g",le="900.0"}', 'lightship_report_age_seconds_gcount{group="g"}')
 _PHASES = tuple(
     f'lightship_rollout_devices{{rollout="r",model="m",version="1",phase="{p}"}}' for p in ("done", "failed")
 )
@@ -114,7 +114,7 @@ def test_what_an_alert_says_names_the_thing_and_its_number(tmp_path: Path) -> No
     expected = {
         "exp_labels": {"severity": "page", "group": "g"},
         "exp_annotations": {
-            "summary": "20% of the devices of g have been silent for ten minutes.",
+            "summary": "20% of the devices of g have been silent for fifteen minutes.",
             "description": "The broker, the way to it, or the devices: `lightship device list`.",
         },
     }
