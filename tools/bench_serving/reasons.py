@@ -91,9 +91,8 @@ def _on(f: Figures) -> str | None:
     if on is None or off is None:
         return None
     return (
-        f"Watching: {on - off:.1f} µs a request more at one connection. Timed alone, noting a row takes 0.7 µs, and "
-        "counting it 0.9, which at this rate happens to one row in five; scrapes and reports are about half a "
-        "microsecond a request. The rest we have not accounted for yet."
+        f"Watching: {on - off:.1f} µs a request more at one connection. What noting a row and counting it cost by "
+        "themselves is in [drift.md](drift.md), and is the smaller part; the rest we have not accounted for yet."
     )
 
 
@@ -103,9 +102,8 @@ def _update(f: Figures) -> str | None:
         return None
     return (
         f"While an update comes, p99 at 200 requests/s is {busy / 1e3:.1f} ms, where it is {quiet / 1e3:.1f} in quiet: "
-        "four to seven requests of the few hundred that come meanwhile meet the verifier, the unpacking or the loader "
-        "holding Python's lock, which each keeps for a millisecond at most (`sys.setswitchinterval`), or a call into C "
-        "for its length."
+        "a few of the hundreds of requests that come meanwhile wait for something else in the process. Which step it "
+        "is we have not profiled; whatever holds Python's lock gives it up after a millisecond, but for calls into C."
     )
 
 
