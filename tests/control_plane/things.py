@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.agent.conftest import build
+from tests.agent.conftest import Kind, build
 
 from lightship.api.device_api import DeviceApi
 from lightship.app import ControlPlane, _Server
@@ -33,9 +33,11 @@ EPOCH = "0123456789abcdef"
 ACTOR = "user:test"
 
 
-def register(home: Home, version: int = 1, *, model: str = MODEL, released: bool = True) -> ModelVersion:
+def register(
+    home: Home, version: int = 1, *, model: str = MODEL, released: bool = True, kind: Kind = "classifier"
+) -> ModelVersion:
     """A version around a real bundle, registered past the gates, and released unless told otherwise."""
-    bundle = build(version, name=model, flip=version % 2 == 0)
+    bundle = build(version, name=model, kind=kind, flip=version % 2 == 0)
     run = Run(
         id=secrets.token_hex(6), kind="train", model=model, status="finished", dataset_digest="0" * 64, recipe={},
         recipe_digest="", environment={}, environment_digest="", code_revision="", seeds=[], metrics={}, gate={},

@@ -38,12 +38,15 @@ from .ladder import Hours, Ladder
 from .layout import Block, Layout
 from .memory import NEVER, Memory
 from .performance import Labelled, judge_errors
+from .residuals import judge_residuals, label_streams
 from .season import Hour
 from .two_sample import psi_debiased, psi_exceeds
 from .verdict import Alarm, Calibrated, Estimate, FeatureShift, QualityFault, Verdict
 
 #: The name of the stream of labelled errors.
 ERRORS: Final = "errors"
+#: That of a regressor's residuals.
+RESIDUALS: Final = "residuals"
 
 
 class Step(NamedTuple):
@@ -111,20 +114,34 @@ def watch_stream(
         memory = Memory.fresh(layout, settings)
     verdict, memory = _judge(layout, windows, first_window, settings, memory, key, hours)
     verdict, memory = _judge_pairs(verdict, memory, profile, settings, together)
-    performance = judge_errors(labels, profile.errors, profile.labelled, settings)
-    verdict = msgspec.structs.replace(
-        verdict, performance=performance, estimate=_estimate(profile, windows, settings.history)
-    )
-    return Step(_with_errors(verdict) if performance and performance.alarm else verdict, memory)
+    verdict = msgspec.structs.replace(verdict, estimate=_estimate(profile, windows, settings.history))
+    return Step(_judge_labels(verdict, profile, labels, settings), memory)
 
 
-def _with_errors(verdict: Verdict) -> Verdict:
+def _judge_labels(
+    verdict: Verdict, profile: ReferenceProfile, labels: Sequence[Labelled], settings: DriftSettings
+) -> Verdict:
     """Labels that say the model has become worse are critical at once: their evidence is sequential already."""
-    assert verdict.performance is not None
-    since = verdict.performance.since
-    span = verdict.window + 1 - since
-    alarm = Alarm(name=ERRORS, kind="performance", level_windows=max(span, 1), first_window=since, confirmed=True)
-    return msgspec.structs.replace(verdict, level="critical", alarms=(alarm, *verdict.alarms))
+    streams = label_streams(profile, settings)
+    errors = judge_errors(labels, profile.errors, profile.labelled, settings, streams=streams)
+    residuals = judge_residuals(labels, profile, settings)
+    verdict = msgspec.structs.replace(verdict, performance=errors, residuals=residuals)
+    found = [(ERRORS, errors.since)] if errors and errors.alarm else []
+    if residuals and residuals[0].alarm:
+        found.append((RESIDUALS, residuals[0].since))
+    if not found:
+        return verdict
+    alarms = [
+        Alarm(
+            name=name,
+            kind="performance",
+            level_windows=max(verdict.window + 1 - since, 1),
+            first_window=since,
+            confirmed=True,
+        )
+        for name, since in found
+    ]
+    return msgspec.structs.replace(verdict, level="critical", alarms=(*alarms, *verdict.alarms))
 
 
 def _judge_pairs(

@@ -20,10 +20,11 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
     min_rows: int = 50  # a block of fewer rows isn't tested
     exclude: tuple[str, ...] = ()  # features that drift by nature: ids, clocks
     quality_share: float = 0.2  # of the budget, spent on missing, out-of-range and stuck features
-    performance_share: float = 0.1  # of the budget, spent on labelled errors
+    performance_share: float = 0.1  # of the budget, spent on labelled errors and residuals
     joint_share: float = 0.05  # of the budget, spent on pairs of features that go together otherwise
     quality_floor: float = 0.005  # rise of a missing or out-of-range rate that is tolerated
     performance_floor: float = 0.01  # rise of the error rate that is tolerated
+    residual_floor: float = 0.1  # bias of residuals in held-out sd, and growth of their spread, that are tolerated
     warm_up: int = 48  # windows of its own that a device is calibrated on, at least
     baseline: int = 336  # and at most: two weeks of hours
     season_weeks: int = 4  # in which each hour of the week is learnt; 0: no seasons
@@ -45,7 +46,7 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
         if not (positive and all(0 < s < 1 for s in shares) and self.ladder_share > 0):
             raise SettingsError("settings.invalid", "Drift: budget, horizon and rows are positive, shares in (0, 1).")
         floors = self.effect_floor >= 0 and 0 <= self.quality_floor < 1 and 0 <= self.performance_floor < 1
-        if not (1 <= self.levels <= 16 and floors):
+        if not (1 <= self.levels <= 16 and floors and 0 <= self.residual_floor < 1):
             raise SettingsError("settings.invalid", "Drift: expected 1 to 16 levels, floors of at least 0.")
         if not 0 <= self.season_weeks <= 52 or self.season_weeks == 1:
             raise SettingsError("settings.invalid", "Drift: a season takes 2 to 52 weeks, or 0 to look for none.")
@@ -83,7 +84,6 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
         """What the evidence of a stream's alarm of record must reach: the mean run of windows between false alarms."""
         return streams * self.horizon_windows / self.budget
 
-    @property
-    def performance_line(self) -> float:
-        """The same for the evidence of labelled errors."""
-        return self.horizon_windows / (self.performance_share * self.budget)
+    def performance_line(self, streams: int = 1) -> float:
+        """The same for the evidence of one of `streams` that labels tell of: errors, and sides of the residuals."""
+        return streams * self.horizon_windows / (self.performance_share * self.budget)

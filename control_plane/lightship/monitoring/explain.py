@@ -5,13 +5,22 @@ Rules of this room: pure; a stored verdict and the settings in, sentences out; n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .drift_settings import DriftSettings
-from .verdict import Alarm, FeatureShift, Verdict
+from .verdict import Alarm, FeatureShift, Performance, ResidualShift, Verdict
 
 _KINDS = {
     "missing": "is missing more often than training explains",
     "range": "is beyond the range of training more often than it may be",
     "stuck": "does not move",
+}
+
+
+_SIDES = {
+    "up": ("have moved up", "above what", "The model answers too low."),
+    "down": ("have moved down", "below what", "The model answers too high."),
+    "wider": ("are spread wider", "as far out as", "The model has become less exact."),
 }
 
 
@@ -26,7 +35,8 @@ def explain(device: str, verdict: Verdict, settings: DriftSettings) -> list[str]
     said += [_shift(shifts.get(found[0].name), found, settings.effect_floor) for found in alarms]
     said += _together(verdict)
     said += _quality(verdict)
-    said += _performance(verdict)
+    said += told_by_labels(verdict.performance, verdict.residuals)
+    said += _estimate(verdict)
     said += _quiet(verdict, settings, set(names))
     said += _history(verdict)
     said += _season(verdict)
@@ -85,21 +95,41 @@ def _quality(verdict: Verdict) -> list[str]:
     ]
 
 
-def _performance(verdict: Verdict) -> list[str]:
+def told_by_labels(p: Performance | None, residuals: Sequence[ResidualShift]) -> list[str]:
+    """What labels say of errors, and of a regressor's residuals; nothing where none came."""
     said = []
-    if (p := verdict.performance) is not None:
+    if p is not None:
         sentence = (
             f"Of {p.labelled} labelled rows since window {p.since}, {p.rate:.1%} were wrong; {p.expected:.1%} of "
         )
         sentence += f"the held-out rows were, and up to {p.tolerated:.1%} is tolerated. "
         sentence += "The model has become worse." if p.alarm else f"The evidence is at {p.evidence:.1%} of its line."
         said.append(sentence)
-    if (e := verdict.estimate) is not None:
-        said.append(
-            f"From its scores the accuracy should be {e.accuracy:.1%} ({e.low:.1%} to {e.high:.1%}); it was "
-            f"{e.expected:.1%} on held-out rows. {e.blind_spot}"
+    alarmed = [r for r in residuals if r.alarm]
+    return [*said, *map(_residuals, alarmed or residuals[:1])]
+
+
+def _residuals(r: ResidualShift) -> str:
+    """One side of the residuals: how many are there, how far off that is, and what follows."""
+    moved, where, meaning = _SIDES[r.side]
+    size = "" if r.bias is None else f"bias about {r.bias:+.2f} sd of held-out residuals"
+    size += "" if r.spread is None else f", spread about {r.spread:.2f} times theirs"
+    if not r.alarm:
+        of = f": {size}" if size else ""
+        return (
+            f"Residuals since window {r.since}{of}. The evidence that they {moved} is at {r.evidence:.1%} of its line."
         )
-    return said
+    sentence = f"The residuals {moved}: {r.share:.1%} of {r.labelled} labelled rows since window {r.since} are {where} "
+    sentence += f"{r.expected:.1%} of the held-out rows were, and up to {r.tolerated:.1%} is tolerated"
+    return f"{sentence}{f'; {size}' if size else ''}. {meaning}"
+
+
+def _estimate(verdict: Verdict) -> list[str]:
+    e = verdict.estimate
+    if e is None:
+        return []
+    sentence = f"From its scores the accuracy should be {e.accuracy:.1%} ({e.low:.1%} to {e.high:.1%}); it was "
+    return [f"{sentence}{e.expected:.1%} on held-out rows. {e.blind_spot}"]
 
 
 def _quiet(verdict: Verdict, settings: DriftSettings, alarmed: set[str]) -> list[str]:

@@ -16,7 +16,7 @@ import msgspec
 from lightship.storage.models import PendingLabels, WindowRow
 from lightship_agent.contract.codes import DataError
 from lightship_agent.contract.messages import Counts, Labels, Together, Window
-from lightship_agent.contract.moments import Products
+from lightship_agent.contract.moments import Products, Sums
 from lightship_agent.contract.profile import WindowCounts
 from lightship_agent.contract.wire import decode, encode
 
@@ -28,6 +28,13 @@ class StoredProducts(msgspec.Struct, frozen=True, kw_only=True):
 
     first: int
     products: Products
+
+
+class _Residuals(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a window's `WindowCounts`, what labels have told of residuals."""
+
+    residuals: Counts = ()
+    residual_sums: Sums = ()
 
 
 def window_row(device: str, window: Window, pending: PendingLabels | None) -> WindowRow:
@@ -86,6 +93,12 @@ def content(row: WindowRow) -> WindowCounts:
 def products(row: WindowRow) -> StoredProducts | None:
     """The products that were told with this window, and since which window they count."""
     return decode(row.together, StoredProducts) if row.together else None
+
+
+def late_residuals(more: bytes) -> tuple[Counts, Sums]:
+    """Of a stored window's `more`, the cells of its residuals and their sums; nothing else of it is read."""
+    found = decode(more, _Residuals) if more else _Residuals()
+    return found.residuals, found.residual_sums
 
 
 def _rest(counts: WindowCounts) -> WindowCounts:

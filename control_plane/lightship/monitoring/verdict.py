@@ -14,6 +14,7 @@ from .joint import JointShift
 StreamKind = Literal["feature", "prediction", "score", "joint"]
 AlarmKind = Literal["shift", "missing", "range", "stuck", "performance", "joint"]
 Level = Literal["ok", "warning", "critical"]
+ResidualSide = Literal["up", "down", "wider"]
 
 
 class FeatureShift(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +96,24 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     alarm: bool
 
 
+class ResidualShift(msgspec.Struct, frozen=True, kw_only=True):
+    """What labels say of a regressor's residuals (truth less prediction) on one side.
+
+    Up: above the upper quartile of the held-out ones; down: below the lower one; wider: in the outer twentieths.
+    """
+
+    side: ResidualSide
+    labelled: int  # since `since`
+    share: float
+    expected: float  # of the held-out rows
+    tolerated: float
+    bias: float | None  # in standard deviations of the held-out residuals, about; None: no sums came
+    spread: float | None  # in multiples of theirs, about
+    since: int  # the window in which they seem to have begun to move, or the first one
+    evidence: float  # relative to the line: an alarm at 1
+    alarm: bool
+
+
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """What scores let expect where labels don't come."""
 
@@ -125,6 +144,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     p_value: float | None  # of the device as a whole, corrected for the number of tests; None: nothing to test
     calibrated: Calibrated | None = None  # None: judged without a memory
     performance: Performance | None = None  # None: no labels
+    residuals: tuple[ResidualShift, ...] = ()  # of a regressor, the most evident first
     estimate: Estimate | None = None  # None: the model gives no scores, or nobody counted what they are worth
     joint: JointShift | None = None  # of the latest stretch of windows whose products came, with this window
     season: Season | None = None  # None: no window's hour was known

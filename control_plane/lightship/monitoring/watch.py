@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import func, null, select
 from sqlalchemy.orm import Session
 
 from lightship.storage import audit
@@ -41,7 +41,7 @@ from .memory import Memory
 from .performance import Labelled
 from .season import hours_of
 from .segments import SegmentAlarm, SegmentWell, follow, judge_segments, with_segments
-from .stored import content, products
+from .stored import content, late_residuals, products
 from .verdict import Verdict
 from .window_tallies import tally_window, told_apart
 
@@ -168,7 +168,7 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
     nothing = empty_counts(bundle.profile)
     counts = {w: _fitting(only_fitting(window_counts(r), bundle.profile), nothing) for w, r in rows.items()}
     memory = _recall(session, device)
-    labels = _labels(session, device)
+    labels = _labels(session, device, residuals=bundle.profile.residuals is not None)
     key = f"{device.id} {device.running_digest}"
     latest = audit.now_ms() + FUTURE_MS
     for w, row in rows.items():
@@ -205,12 +205,15 @@ def _together(rows: Mapping[int, WindowRow], counts: Mapping[int, WindowCounts],
     return found
 
 
-def _labels(session: Session, device: Device) -> list[Labelled]:
-    """What labels have said of a device's present bundle, window by window."""
-    query = select(WindowRow.w, WindowRow.labelled, WindowRow.errors).where(
+def _labels(session: Session, device: Device, *, residuals: bool) -> list[Labelled]:
+    """What labels have said of a device's present bundle, window by window; `residuals`: of a regressor's, too."""
+    # The rest of a window is a kilobyte, and of a classifier it says nothing of labels.
+    more = WindowRow.more if residuals else null()
+    query = select(WindowRow.w, WindowRow.labelled, WindowRow.errors, more).where(
         WindowRow.device == device.id, WindowRow.digest == device.running_digest, WindowRow.labelled > 0
     )
-    return [Labelled(w, labelled, errors) for w, labelled, errors in session.execute(query.order_by(WindowRow.w))]
+    found = session.execute(query.order_by(WindowRow.w))
+    return [Labelled(w, n, errors, *late_residuals(rest or b"")) for w, n, errors, rest in found]
 
 
 def _recall(session: Session, device: Device) -> Memory | None:

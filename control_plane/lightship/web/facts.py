@@ -13,12 +13,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from lightship.api import views
 from lightship.fleet import rollout as r
 from lightship.fleet import rollouts
+from lightship.monitoring.explain import told_by_labels
+from lightship.monitoring.verdict import Performance, ResidualShift
 from lightship.storage.models import (
     DatasetVersion,
     DeadLetter,
@@ -145,11 +148,22 @@ def device(session: Session, row: Device) -> Json:
         "device": detail,
         "verdict": detail["verdict"] or {},
         "findings": findings((detail["verdict"] or {}).get("alarms") or []),
+        "labels": labels(detail["verdict"] or {}),
         "windows": recent_windows(session, devices=[row.id]).get(row.id, []),
         "exposures": detail["exposures"][-MAX_EXPOSURES:],
         "alarms": [a for a in views.alarms(session) if a["device"] == row.id][:20],
         "rolled_back": rolled_back(session),
     }
+
+
+def labels(verdict: Json) -> list[str]:
+    """What labels say of a device's errors and residuals, in the words of `drift explain`."""
+    try:
+        errors = msgspec.convert(verdict.get("performance"), Performance | None)
+        residuals = msgspec.convert(verdict.get("residuals") or (), tuple[ResidualShift, ...])
+    except msgspec.ValidationError:  # of another release
+        return []
+    return told_by_labels(errors, residuals)
 
 
 def findings(alarms: list[Json]) -> list[Json]:

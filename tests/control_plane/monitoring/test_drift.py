@@ -260,7 +260,7 @@ def test_the_levels_of_all_tests_add_up_to_the_budget() -> None:
         tests = windows / size
         total += tests * streams * SETTINGS.alpha(size, streams)
         total += tests * 3 * features * SETTINGS.quality_alpha(size, 3 * features)
-    performance = windows / SETTINGS.performance_line
+    performance = windows / SETTINGS.performance_line()
     joint = windows / 8 * SETTINGS.joint_alpha(8)
     assert total + performance + joint == pytest.approx(SETTINGS.budget)
 

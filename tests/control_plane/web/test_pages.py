@@ -102,6 +102,17 @@ def test_a_device_page_explains_its_verdict_its_history_and_its_health(client: B
     assert "No feature differs by more than the tolerated effect." in well
 
 
+def test_a_device_page_says_what_labels_tell_of_its_errors_and_residuals(client: Browser, home: Home) -> None:
+    moved = {"side": "up", "labelled": 400, "share": 0.41, "expected": 0.25, "tolerated": 0.29, "bias": 0.6,
+             "spread": 1.02, "since": 30, "evidence": 3.0, "alarm": True}  # fmt: skip
+    with home.database.write() as session:
+        device = session.get_one(Device, "meter-3")
+        device.verdict = {**device.verdict, "verdict": {**device.verdict["verdict"], "residuals": [moved]}}
+    page = said(client.get("/devices/meter-3").text)
+    assert "The residuals have moved up: 41.0% of 400 labelled rows since window 30" in page
+    assert "bias about +0.60 sd" in page
+
+
 def test_a_feature_that_drifts_at_every_length_of_window_is_one_line() -> None:
     alarms = [
         {"name": name, "kind": "shift", "level_windows": span, "first_window": 64 - span, "confirmed": True}
