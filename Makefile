@@ -9,7 +9,7 @@ LOCK   := requirements.lock
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check docs dashboards bench bench-update bench-drift bench-serving bench-telemetry crash-test fuzz lock arm64 clean
+.PHONY: help setup demo test test-extras lint types check docs dashboards bench bench-update bench-drift bench-serving bench-telemetry _bench-telemetry crash-test fuzz lock arm64 clean
 
 help:  ## This list.
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -36,8 +36,8 @@ test-extras:  ## The tests of optional packages, in an environment that has them
 crash-test: $(STAMP)  ## Fail the real programs at every point; writes docs/reliability.md. ONLY=words for some; AGAIN=1: what missed.
 	@$(RUN) -m crash_test $(if $(ONLY),--only "$(ONLY)") $(if $(AGAIN),--again)
 
-fuzz: $(STAMP)  ## Foreign bytes for every parser, FU.PHONY: help setup demo test lint types check docs dashboards bench_SECONDS=30 each; writes docs/reliability.md. ONLY=words for some.
-	@$(RUN) -m fuzz --seconds $(or $(FU.PHONY: help setup demo test lint types check docs dashboards bench_SECONDS),30) $(if $(ONLY),--only "$(ONLY)")
+fuzz: $(STAMP)  ## Foreign bytes for every parser, FUZZ_SECONDS=30 each; writes docs/reliability.md. ONLY=words for some.
+	@$(RUN) -m fuzz --seconds $(or $(FUZZ_SECONDS),30) $(if $(ONLY),--only "$(ONLY)")
 
 lint: $(STAMP)  ## ruff: style, bugs, security, formatting.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

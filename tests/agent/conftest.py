@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
-from hypothesis import settings
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import RandomForestClassifier
@@ -34,10 +33,6 @@ from lightship_agent.contract.profile import ReferenceProfile, count_outputs, pr
 from lightship_agent.contract.schema import Feature, FeatureSchema, Outputs
 from lightship_agent.contract.wire import encode
 from lightship_agent.runtime.model import LoadedModel, load_model
-
-# Two busy cores decide how long an example takes, not the code under test.
-settings.register_profile("agent", deadline=None)
-settings.load_profile("agent")
 
 Floats = npt.NDArray[np.float32]
 Kind = Literal["classifier", "three-classes", "regressor"]

@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from lightship.home import Home
 
 from .things import Served, serve_devices
-
-# Two busy cores decide how long an example takes, not the code under test.
-settings.register_profile("control-plane", deadline=None)
-settings.load_profile("control-plane")
 
 
 @pytest.fixture(scope="session")

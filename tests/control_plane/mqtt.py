@@ -41,7 +41,7 @@ class Ear:
         for topic in filters:
             self._subscribed.clear()
             self.client.subscribe(topic, qos=1)
-            assert self._subscribed.wait(10)
+            assert self._subscribed.wait(60)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Returns when the broker has answered, which is no promise that anything was delivered."""

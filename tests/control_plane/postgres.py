@@ -37,7 +37,7 @@ def running_postgres() -> Iterator[str]:
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, cwd=folder)
     url = f"postgresql://lightship@127.0.0.1:{port}/postgres"
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while True:
             try:
                 psycopg.connect(url).close()
@@ -48,5 +48,5 @@ def running_postgres() -> Iterator[str]:
         yield url
     finally:
         process.send_signal(signal.SIGINT)  # and it waits for nobody
-        process.wait(timeout=30)
+        process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)

@@ -131,16 +131,16 @@ def serve_devices(home: Home, broker: BrokerInfo | None = None) -> Iterator[Serv
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
     try:
-        until(lambda: server.started, 10)
+        until(lambda: server.started, 60)
         yield Served(home, f"https://127.0.0.1:{listening.getsockname()[1]}")
     finally:
         server.should_exit = True
-        thread.join(timeout=15)
+        thread.join(timeout=60)
         plane.stop()
     assert not thread.is_alive()
 
 
-def until(ready: Any, seconds: float = 15.0) -> None:
+def until(ready: Any, seconds: float = 60.0) -> None:
     """Wait for `ready()`."""
     end = time.monotonic() + seconds
     for pause in itertools.chain([0.005, 0.01, 0.02], itertools.repeat(0.05)):

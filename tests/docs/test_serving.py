@@ -101,7 +101,7 @@ def broker(device: Device, tmp_path: Path) -> Iterator[None]:
         face = MqttFace(device.plane, parse_bindings(text, "bindings.toml"), client_id="lightship-press-1")
         face.start()
         try:
-            assert face.listening.wait(20)
+            assert face.listening.wait(60)
             yield
         finally:
             face.stop()

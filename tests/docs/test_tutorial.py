@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import pytest
 from tests.docs.fences import ROOT, Block, Command, blocks
+
+from lightship.fleet.broker import free_port
 
 PORTS = ("8600", "8643", "8883", "8501", "8502")
 ID = re.compile(r"\b[0-9a-f]{8}\b")
@@ -174,7 +175,7 @@ class Reader:
         for text, program in reversed(self.programs):
             program.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                program.wait(timeout=30)
+                program.wait(timeout=60)
             try:
                 os.killpg(program.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -186,11 +187,7 @@ class Reader:
 
 def free_ports(count: int) -> list[str]:
     """Ports that nobody listens on now, all different."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for s in held:
-            s.bind(("127.0.0.1", 0))
-        return [str(s.getsockname()[1]) for s in held]
-    finally:
-        for s in held:
-            s.close()
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port("127.0.0.1"))
+    return [str(port) for port in found]

@@ -75,7 +75,7 @@ def test_ctrl_c_leaves_no_process(folder: Path, reached: str) -> None:
 
     os.killpg(demo.pid, signal.SIGINT)
 
-    said, _ = demo.communicate(timeout=60)
+    said, _ = demo.communicate(timeout=120)
     assert (demo.returncode, "Interrupted" in said) == (130, True)
     assert processes_in(folder) == []
 
@@ -85,12 +85,12 @@ def test_a_second_demo_leaves_the_first_one_alone(folder: Path) -> None:
     until((folder / "digits.csv").exists)
 
     second = start(folder)
-    _, complained = second.communicate(timeout=60)
+    _, complained = second.communicate(timeout=120)
 
     assert second.returncode == 1
     assert "already" in complained
     assert first.poll() is None
     assert (folder / "digits.csv").exists()
     first.terminate()
-    first.communicate(timeout=60)
+    first.communicate(timeout=120)
     assert first.returncode == 130

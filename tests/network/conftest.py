@@ -76,7 +76,7 @@ class FileServer:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(timeout=15)
+        self._thread.join(timeout=60)
         self._socket.close()
 
     async def _answer(self, request: Request) -> Response:

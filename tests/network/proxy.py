@@ -71,7 +71,7 @@ class Proxy:
         _cut(self._listener)
         self.cut()
         for thread in self._threads:
-            thread.join(timeout=5)
+            thread.join(timeout=60)
 
     def _start(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)

@@ -171,7 +171,7 @@ def booted(machine: Guest, nspawn: subprocess.Popen[bytes]) -> bool:
 def shut_down(nspawn: subprocess.Popen[bytes]) -> None:
     nspawn.send_signal(signal.SIGTERM)  # an orderly power-off
     try:
-        nspawn.wait(timeout=30)
+        nspawn.wait(timeout=60)
     except subprocess.TimeoutExpired:
         nspawn.kill()
         nspawn.wait()

@@ -19,6 +19,8 @@ from typing import Any
 
 import httpx
 
+from lightship.fleet.broker import free_port
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -76,7 +78,7 @@ class Stage:
 
     def start_agent(self, device: str, *flags: str) -> None:
         """Start `lightship-agent run`; `wait_for_agents` waits for them all."""
-        port = _free_port()
+        port = free_port("127.0.0.1")
         state = str(self.folder / device)
         command = ["-m", "lightship_agent", "run", "--state-dir", state, "--http-port", str(port), *flags]
         self._spawn(device, command)
@@ -148,14 +150,6 @@ def _environment() -> dict[str, str]:
 def _end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _answers(url: str) -> bool:

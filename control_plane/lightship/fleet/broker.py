@@ -6,6 +6,8 @@ choice, and what it can't enforce, is stated once, plainly.
 
 from __future__ import annotations
 
+import errno
+import secrets
 import socket
 import ssl
 import subprocess
@@ -26,7 +28,9 @@ from lightship_agent.files import write_durably
 from .ca import CertificateAuthority, server_names
 from .certificates import revocation_list
 
-START_SECONDS = 10.0
+START_SECONDS = 30.0
+#: Above most known services, and below what operating systems give to connections and to whoever binds port 0.
+_ASIDE = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -185,9 +189,19 @@ def admit_home_assistant(database: Database, ca: CertificateAuthority, *, actor:
 
 
 def free_port(host: str) -> int:
-    """A TCP port nobody listens on right now."""
+    """A TCP port nobody listens on right now, and that the system won't give away before it is taken."""
+    for _ in range(100):
+        try:
+            return _bound(host, secrets.choice(_ASIDE))
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE:
+                raise
+    return _bound(host, 0)
+
+
+def _bound(host: str, port: int) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
-        s.bind((host, 0))
+        s.bind((host, port))
         return int(s.getsockname()[1])
 
 

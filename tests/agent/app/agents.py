@@ -95,4 +95,4 @@ class RunningAgent:
     def terminate(self) -> int:
         """Ask it to stop; its exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(60)

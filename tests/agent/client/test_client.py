@@ -238,6 +238,7 @@ class Impostor:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._answer, daemon=True)
         self._thread.start()
 
@@ -252,14 +253,15 @@ class Impostor:
                     said = self.says[min(self.heard, len(self.says) - 1)]
                     self.heard += 1
                     if said is None:
-                        time.sleep(1)
+                        self._over.wait(60)
                         break
                     connection.sendall(said)
 
     def close(self) -> None:
+        self._over.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(60)
 
 
 def _request(connection: socket.socket) -> bytes:
@@ -334,7 +336,7 @@ def test_whoever_does_not_answer_is_not_waited_for_beyond_the_time(
         begun = time.monotonic()
         with connect(address, model="pump", timeout=0.3, retries=5) as client:
             assert code(lambda: client.predict([0])) == "link.slow"
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 15  # and the agent says nothing for a minute
 
 
 def test_an_answer_that_came_late_is_never_taken_for_the_next_one(

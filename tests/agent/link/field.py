@@ -338,7 +338,7 @@ def open_field(folder: Path, template: Path, broker: BrokerInfo | None = None) -
         home.close()
 
 
-def until(happened: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(happened: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait for something to happen, or fail."""
     end = time.monotonic() + seconds
     while not happened():

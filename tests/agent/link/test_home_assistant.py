@@ -160,7 +160,7 @@ class House:
         link = MqttLink(self.identity, boot=1, agent="0.1.0", on_command=lambda *_: None, home=told)
         self.links.append(link)
         link.start()
-        assert link.connected.wait(15)
+        assert link.connected.wait(60)
         return link
 
     @contextlib.contextmanager

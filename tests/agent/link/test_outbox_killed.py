@@ -93,7 +93,7 @@ def test_two_hundred_kills_lose_nothing_that_was_promised(tmp_path: Path) -> Non
         found.close()
     writers.stdin.close()
     writers.stdout.close()
-    writers.wait(10)
+    writers.wait(60)
     everything = Outbox(folder, limit_bytes=20_000_000)
     assert [r.s for r in everything.read(everything.epoch, 0, 10**9)[1]] == list(range(1, promised + 1))
     assert len(epochs) == 1

@@ -89,7 +89,7 @@ def code(reply: httpx.Response) -> tuple[int, str]:
     return reply.status_code, said["code"]
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -42,7 +42,7 @@ class Site:
 
     def compute(self, *_: Any) -> None:
         self.begun += 1
-        assert self.go.wait(20)
+        assert self.go.wait(60)
 
     def later(self, **more: Any) -> tuple[threading.Thread, list[httpx.Response]]:
         answers: list[httpx.Response] = []
@@ -57,7 +57,7 @@ class Site:
         return busy
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -108,7 +108,7 @@ def test_whoever_waits_hears_when_the_time_is_over(slow: Site, path: str, body: 
     reply = httpx.post(slow.url + path, json=body, headers={"Request-Timeout": "0.3"}, timeout=20)
 
     assert code(reply) == (504, "serving.deadline")
-    assert 0.25 < time.monotonic() - begun < 5
+    assert 0.25 < time.monotonic() - begun < 15  # the work would go on for a minute
     assert slow.plane.errors() == {"serving.deadline": 1}
 
 
@@ -182,7 +182,8 @@ def test_tritons_parameter_is_in_microseconds_and_nothing_at_zero(slow: Site) ->
     asking = [threading.Thread(target=ask, args=(t,)) for t in (1_000, 0)]
     for thread in asking:
         thread.start()
-    time.sleep(0.3)
+    until(lambda: slow.plane.admission._inside == 4)
+    time.sleep(0.1)  # a millisecond is over
     slow.go.set()
     for thread in (*asking, *(t for t, _ in busy)):
         thread.join()
@@ -234,6 +235,7 @@ def test_what_is_pipelined_behind_heavy_work_and_comes_too_late_is_not_run(slow:
 
     with socket.create_connection(slow.address, timeout=20) as client:
         client.sendall(asking("pump") + asking("valve", "request-timeout: 0.5") + asking("valve"))
+        until(lambda: slow.begun == 1)
         time.sleep(1.2)
         slow.plane._observe = lambda *_: None
         slow.go.set()
@@ -306,6 +308,7 @@ def test_the_client_library_tells_the_agent_how_long_it_waits(slow: Site) -> Non
     busy = slow.occupy()
     with Client(slow.url, model="pump", timeout=0.5, retries=0) as agent, pytest.raises(LightshipError) as refused:
         agent.predict([[0.5] * 4])
+    time.sleep(0.6)  # the agent's half second begins when the request comes, and so may end after the client's
     slow.go.set()
     for thread, _ in busy:
         thread.join()

@@ -379,10 +379,18 @@ def test_a_client_that_goes_away_in_the_middle_of_all_this_leaves_nothing_behind
 
 
 @pytest.fixture
-def strict(monkeypatch: pytest.MonkeyPatch, make_model: Models, tmp_path: Path) -> Iterator[Served]:
+def body_seconds() -> float:
+    return 0.5
+
+
+@pytest.fixture
+def strict(
+    monkeypatch: pytest.MonkeyPatch, make_model: Models, tmp_path: Path, body_seconds: float
+) -> Iterator[Served]:
     limits = Limits(
-        body_bytes=100_000, buffered_bytes=150_000, connections=3, body_seconds=0.5, write_seconds=1, linger_seconds=0.2
-    )
+        body_bytes=100_000, buffered_bytes=150_000, connections=3, body_seconds=body_seconds, write_seconds=1,
+        linger_seconds=0.2,
+    )  # fmt: skip
     monkeypatch.setattr(serving, "FRAME_LIMITS", limits)
     opened = serve(tmp_path, make_model())
     yield opened
@@ -396,7 +404,7 @@ def test_half_a_frame_is_not_waited_for_for_ever_and_a_silent_client_is_left_alo
 
     assert slow.read()["code"] == "serving.slow"
     assert slow.read() is None
-    time.sleep(1.2)
+    time.sleep(1.2)  # longer than a frame may take
     assert silent.is_open()
 
 
@@ -410,6 +418,7 @@ def test_one_client_too_many_is_told_so(strict: Served) -> None:
     assert all(c.is_open() for c in callers)
 
 
+@pytest.mark.parametrize("body_seconds", [60.0])
 def test_large_frames_that_arrive_at_once_are_bounded_together(strict: Served) -> None:
     first, second = strict.caller(), strict.caller()
     first.socket.sendall(struct.pack("<I", 100_000) + b"x" * 90_000)
@@ -446,15 +455,24 @@ def test_the_socket_is_the_groups_and_goes_with_the_server(served: Served) -> No
 
 
 def test_stopping_lets_what_is_inside_finish(served: Served) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        inside.set()
+        leave.wait(60)
+
+    served.plane._observe = slow
     caller = served.caller()
     caller.send({"x": training_rows(60_000).tobytes(), "id": "last"})
-    time.sleep(0.02)
+    assert inside.wait(60)
     stopping = threading.Thread(target=served.server.stop)
     stopping.start()
+    time.sleep(0.1)
+    leave.set()
 
     assert caller.read()["id"] == "last"
     assert caller.read() is None
-    stopping.join(5)
+    stopping.join(60)
     assert not stopping.is_alive()
 
 

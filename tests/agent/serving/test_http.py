@@ -392,7 +392,7 @@ def test_stopping_lets_the_running_request_finish(make_model: Models, tmp_path: 
         target=lambda: answers.append(httpx.post(url, json={"inputs": [tensor]}, timeout=20).status_code)
     )
     thread.start()
-    entered.wait(10)
+    entered.wait(60)
     server.stop()
     thread.join()
     assert answers == [200]

@@ -263,12 +263,12 @@ def test_health_does_not_wait_behind_heavy_inference(make_model: Models) -> None
         left = threading.Event()
 
         def hold(*_: object) -> None:
-            entered.wait(10)
-            left.wait(10)
+            entered.wait(60)
+            left.wait(60)
 
         site.plane._observe = hold
         busy = [site.client().send(infer("a")) for _ in range(2)]
-        entered.wait(10)
+        entered.wait(60)
         try:
             assert site.client().send(asking(b"", "/v2/health", method="GET")).answer()[0] == 200
         finally:

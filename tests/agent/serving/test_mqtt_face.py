@@ -19,6 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from tests.agent.conftest import FEATURES, training_rows
 
+from lightship.fleet.broker import free_port
 from lightship.integrations import mosquitto
 from lightship_agent.contract.codes import SettingsError
 from lightship_agent.contract.experiment import point_of
@@ -52,12 +53,6 @@ ASK, ANSWER = "lightship/v1/_local/pump/predict", "lightship/v1/_local/pump/pred
 ROW = {"temperature": 21.3, "vibration": 0.4, "current": 1.1, "speed": 0.9}
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 class Broker:
     """A mosquitto, as on a device."""
 
@@ -70,7 +65,7 @@ class Broker:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 class World:
@@ -87,7 +82,7 @@ class World:
         self.client.on_message = lambda _c, _d, m: self.heard.append(m)
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(60)
 
     def say(self, topic: str, body: Any, *, retain: bool = False, **properties: Any) -> None:
         told = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -112,7 +107,7 @@ def reachable(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, "it did not come"
@@ -123,7 +118,7 @@ class Site:
     """A broker, the face on it, and the world."""
 
     def __init__(self, folder: Path, model: LoadedModel) -> None:
-        self.port = free_port()
+        self.port = free_port("127.0.0.1")
         self.folder = folder
         self.broker = Broker(folder, self.port)
         self.seen: list[Any] = []
@@ -132,7 +127,7 @@ class Site:
         bindings = parse_bindings(BINDINGS.format(port=self.port), "bindings.toml")
         self.face = MqttFace(self.plane, bindings, client_id="lightship-press-1")
         self.face.start()
-        assert self.face.listening.wait(15)
+        assert self.face.listening.wait(60)
         self.world = World(self.port)
         self.settle()
 
@@ -272,7 +267,7 @@ def test_more_than_can_be_answered_is_dropped_and_counted(site: Site, monkeypatc
     gate, take = threading.Event(), site.face._take
 
     def slowly(message: paho.MQTTMessage) -> None:
-        gate.wait(20)
+        gate.wait(60)
         take(message)
 
     monkeypatch.setattr(site.face, "_take", slowly)
@@ -287,7 +282,7 @@ def test_more_than_can_be_answered_is_dropped_and_counted(site: Site, monkeypatc
 def test_a_broker_that_is_not_there_blocks_nobody(make_model: Models) -> None:
     plane = DataPlane(lambda *_: None)
     plane.install(make_model())
-    face = MqttFace(plane, parse_bindings(BINDINGS.format(port=free_port()), "b"), client_id="x")
+    face = MqttFace(plane, parse_bindings(BINDINGS.format(port=free_port("127.0.0.1")), "b"), client_id="x")
     begun = time.monotonic()
     face.start()
     face.stop()

@@ -192,13 +192,13 @@ def test_health_answers_while_a_model_is_being_loaded(device: Device, tmp_path: 
 
     def slowly(bundle: Bundle) -> Any:
         loading.set()
-        go_on.wait(20)
+        go_on.wait(60)
         return load(bundle)
 
     device.residents._load_model = slowly
     thread = threading.Thread(target=device.post, args=("load",), kwargs={"parameters": {"version": "2"}})
     thread.start()
-    assert loading.wait(20)
+    assert loading.wait(60)
 
     assert device.client.get("/v2/health/live").status_code == 200
     assert device.infer(3) == 200

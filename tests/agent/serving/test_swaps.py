@@ -133,7 +133,7 @@ def swap_under_load(open_bundle: Bundles, times: int, *, pause: float) -> list[T
     finally:
         swaps.stopped.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         server.stop()
     assert plane.errors() == {}
     return tallies

@@ -95,7 +95,7 @@ def silent(ground: Ground) -> Iterator[Ground]:
     over = threading.Event()
 
     def wait(_: Any) -> None:
-        over.wait(20)
+        over.wait(60)
 
     ground.repository.lie(r"2\.root\.json", Answer(stream=wait, headers={"Content-Length": "9"}))
     yield ground

@@ -136,7 +136,7 @@ def test_a_download_killed_in_the_middle_is_gone_on_with_by_the_next_process(
     )
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", program, server.url, part, str(SIZE)], env=environment) as victim:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while not (part.exists() and part.stat().st_size > 50_000) and time.monotonic() < end:
             time.sleep(0.01)
         victim.send_signal(signal.SIGKILL)
@@ -360,7 +360,7 @@ def test_a_stop_is_heard_while_nobody_answers(http: httpx.Client, server: Server
     with pytest.raises(UpdateError):
         download(http, server.url, part, SIZE, stopped=lambda: time.monotonic() > began + 0.5)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10  # and not till the silence is too long
 
 
 def test_whatever_the_caller_raises_instead_of_stopping_comes_through(

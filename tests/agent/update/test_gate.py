@@ -229,7 +229,7 @@ def test_a_command_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -253,7 +253,7 @@ def test_a_command_that_talks_without_end_is_neither_kept_waiting_nor_believed_a
 
 def test_a_command_that_leaves_something_behind_is_not_waited_for_longer_than_itself(tmp_path: Path) -> None:
     text = (
-        "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(8)'])\n"
+        "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)'])\n"
         "print('so be it', flush=True)\nsys.exit(75)"
     )
     began = time.monotonic()
@@ -261,7 +261,7 @@ def test_a_command_that_leaves_something_behind_is_not_waited_for_longer_than_it
     e = deferred(rules(veto_command=script(tmp_path / "leave", text)), "install")
 
     assert "so be it" in str(e)
-    assert time.monotonic() - began < 7
+    assert time.monotonic() - began < 20
 
 
 def test_a_command_sees_no_secrets_and_none_of_our_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

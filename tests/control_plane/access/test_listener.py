@@ -48,7 +48,7 @@ def running(home: Home, **changed: str) -> Iterator[ControlPlane]:
         for server in servers:
             server.should_exit = True
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         plane.stop()
 
 

@@ -48,7 +48,7 @@ class WholeSystem:
             child.send_signal(signal.SIGTERM)
         for child in self._children:
             try:
-                child.wait(20)
+                child.wait(60)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
@@ -69,7 +69,7 @@ class WholeSystem:
         ports = ("--api-port", "0", "--device-port", "0", "--mqtt-port", "0", "--reconcile-seconds", "0.2")
         flags = (*ports, "--broker", self.broker, "--log-level", "debug", "--ready-file", str(ready))
         self._start("control-plane", "lightship", "--home", str(self.home), "up", *flags)
-        until(lambda: ready.exists() and self._alive(), 40)
+        until(lambda: ready.exists() and self._alive(), 60)
         self.addresses = json.loads(ready.read_text())
 
     def start_device(self, device: str) -> None:

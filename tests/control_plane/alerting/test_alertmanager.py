@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -20,6 +19,7 @@ from tests.control_plane.things import settings_for, until
 from lightship.alerting.channels import set_up
 from lightship.alerting.courier import Courier
 from lightship.alerting.evaluate import Evaluator
+from lightship.fleet.broker import free_port
 from lightship.home import Home
 from lightship.settings import Settings
 from lightship.storage.audit import now_ms
@@ -36,20 +36,18 @@ def url(tmp_path: Path) -> Iterator[str]:
     """An Alertmanager that sends nothing to anybody."""
     assert PROGRAM is not None
     (tmp_path / "am.yml").write_text(CONFIG)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port("127.0.0.1")
     command = [
         PROGRAM, f"--config.file={tmp_path / 'am.yml'}", f"--storage.path={tmp_path / 'am'}", "--log.level=error",
         f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=",
     ]  # fmt: skip
     process = subprocess.Popen(command)
     try:
-        until(lambda: ready(f"http://127.0.0.1:{port}"), 30)
+        until(lambda: ready(f"http://127.0.0.1:{port}"), 60)
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
 
 
 def ready(url: str) -> bool:
@@ -62,12 +60,12 @@ def ready(url: str) -> bool:
 
 def shown(url: str) -> list[dict[str, Any]]:
     """The alerts that it calls active."""
-    with urllib.request.urlopen(f"{url}api/v2/alerts?active=true", timeout=5) as answer:
+    with urllib.request.urlopen(f"{url}api/v2/alerts?active=true", timeout=30) as answer:
         return list(json.load(answer))
 
 
 def settings_to(home: Home, url: str, **flags: Any) -> Settings:
-    quick = {"alert_group_seconds": 0, "alert_clear_seconds": 0, "alert_timeout_seconds": 5, **flags}
+    quick = {"alert_group_seconds": 0, "alert_clear_seconds": 0, "alert_timeout_seconds": 20, **flags}
     return settings_for(home.path, alert_alertmanager_url=url, **quick)
 
 

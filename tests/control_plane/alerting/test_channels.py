@@ -108,9 +108,10 @@ def test_a_receiver_that_is_slow_or_drips_is_left_in_time(
     home: Home, receiver: Posts, tmp_path: Path, mood: str
 ) -> None:
     receiver.mood(mood)
+    settings = hooked(home, receiver.url, tmp_path / "s", alert_timeout_seconds=1)
     began = time.monotonic()
-    assert refusal(home, hooked(home, receiver.url, tmp_path / "s"), "webhook").code == "alert.slow"
-    assert time.monotonic() - began < 5
+    assert refusal(home, settings, "webhook").code == "alert.slow"
+    assert time.monotonic() - began < 30  # either would go on for a minute and more
 
 
 def test_a_receiver_that_is_not_there_is_unreachable(home: Home, tmp_path: Path) -> None:
@@ -271,10 +272,11 @@ def test_a_mail_server_that_says_nothing_is_slow_and_one_that_is_none_speaks_oth
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = f"127.0.0.1:{silent.getsockname()[1]}"
-        assert refusal(home, mailed(home, where, tmp_path / "s"), "mail").code == "alert.slow"
+        assert refusal(home, mailed(home, where, tmp_path / "s", alert_timeout_seconds=1), "mail").code == "alert.slow"
     with posts(tmp_path / "posts") as web:
         where = web.url.split("/")[2]
-        assert refusal(home, mailed(home, where, tmp_path / "s"), "mail").code in ("alert.slow", "alert.protocol")
+        e = refusal(home, mailed(home, where, tmp_path / "s", alert_timeout_seconds=2), "mail")
+        assert e.code in ("alert.slow", "alert.protocol")
 
 
 def test_a_channel_that_is_not_set_up_is_unknown(home: Home) -> None:

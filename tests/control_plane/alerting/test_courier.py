@@ -180,7 +180,7 @@ def test_a_receiver_that_hangs_keeps_the_reconciler_waiting_for_nothing(home: Ho
     wrong(home, "a")
     with posts(tmp_path / "posts", certificate(home, tmp_path / "tls")) as receiver:
         receiver.mood("hang")
-        settings = hooked(home, receiver.url, tmp_path / "s", alert_timeout_seconds=8)
+        settings = hooked(home, receiver.url, tmp_path / "s", alert_timeout_seconds=14)
         office = AlertOffice(home, settings)
         office.start()
         reconciler = Reconciler(home, settings, lambda _: None, look=office.tick)
@@ -192,7 +192,7 @@ def test_a_receiver_that_hangs_keeps_the_reconciler_waiting_for_nothing(home: Ho
                 began = time.monotonic()
                 assert reconciler.tick()
                 took.append(time.monotonic() - began)
-            assert max(took) < 4
+            assert max(took) < 10
         finally:
             receiver.mood("204")
             office.stop()
@@ -223,7 +223,7 @@ def run_up(home: Path, folder: Path, settings: Settings, fail_point: str = "") -
         "ready-file": str(ready),
         "broker": "none", "api-port": "0", "device-port": "0", "history": "off",
         "reconcile-seconds": "0.1", "alert-seconds": "0.1", "alert-group-seconds": "0", "alert-clear-seconds": "0",
-        "alert-timeout-seconds": "0.5", "alert-ca": settings.alert_ca,
+        "alert-timeout-seconds": "4", "alert-ca": settings.alert_ca,
         "alert-webhook-url": settings.alert_webhook_url, "alert-webhook-secret": settings.alert_webhook_secret,
     }  # fmt: skip
     command = [sys.executable, "-m", "lightship", "--home", str(home), "up"]
@@ -247,12 +247,12 @@ def test_killed_between_storing_and_sending_nothing_is_lost_and_what_is_repeated
 
         second = run_up(home.path, tmp_path, settings)
         try:
-            until(lambda: [r.state for r in rows(home)] == ["sent"], 60)
+            until(lambda: [r.state for r in rows(home)] == ["sent"], 120)
             right(home, "a")
-            until(lambda: [r.state for r in rows(home)] == ["sent", "sent"], 30)
+            until(lambda: [r.state for r in rows(home)] == ["sent", "sent"], 120)
         finally:
             second.send_signal(signal.SIGTERM)
-            second.wait(timeout=30)
+            second.wait(timeout=60)
         assert heard(receiver) == [*[("open", 1)] * times, ("resolve", 2)]
         third = run_up(home.path, tmp_path, settings)
         try:
@@ -260,7 +260,7 @@ def test_killed_between_storing_and_sending_nothing_is_lost_and_what_is_repeated
             time.sleep(2)  # some twenty looks
         finally:
             third.send_signal(signal.SIGTERM)
-            assert third.wait(timeout=30) == 0
+            assert third.wait(timeout=60) == 0
         assert len(receiver.got) == times + 1  # a restart says nothing again
 
 

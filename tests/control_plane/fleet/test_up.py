@@ -50,7 +50,7 @@ def up(home: Path, broker: str) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
 def family(root: int) -> set[int]:

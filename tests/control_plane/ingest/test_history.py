@@ -78,7 +78,7 @@ def server() -> Iterator[str]:
     process = subprocess.Popen([*words, "-c", "fsync=off"], stderr=subprocess.DEVNULL, cwd=folder)
     try:
         url = f"postgresql://lightship@127.0.0.1:{port}/postgres"
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while True:
             try:
                 open_history(folder, url).close()
@@ -89,7 +89,7 @@ def server() -> Iterator[str]:
         yield url
     finally:
         process.send_signal(signal.SIGINT)  # and it waits for nobody
-        process.wait(30)
+        process.wait(60)
         shutil.rmtree(folder)
 
 

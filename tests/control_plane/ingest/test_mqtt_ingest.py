@@ -165,7 +165,7 @@ def test_while_the_database_refuses_the_broker_keeps_the_reports(site: Site, err
     moody = Moody(site.home.database.url, *errors)
     with site.worker(moody):
         site.send(pack(envelope(heartbeat(1))))
-        until(lambda: acked(site.home)[1] == 1, 30)
+        until(lambda: acked(site.home)[1] == 1, 60)
     assert moody.errors == []
     moody.close()
 
@@ -272,13 +272,13 @@ def test_two_workers_in_processes_of_their_own_share_the_reports_and_one_that_is
     processes = WorkerProcesses(site.home.path, 2, "info")
     processes.start()
     try:
-        until(lambda: len(_workers(site)) == 2, 30)
+        until(lambda: len(_workers(site)) == 2, 60)
         # Until they listen nobody keeps what is said; a device says it again until it is acknowledged.
         until(lambda: (site.send(*first), acked(site.home)[1] == 100)[1], 60)
         victim = _workers(site)[0]
         os.kill(victim, signal.SIGKILL)
         site.send(*(pack(envelope(heartbeat(s))) for s in range(101, 201)))
-        until(lambda: acked(site.home)[1] == 200, 30)
+        until(lambda: acked(site.home)[1] == 200, 60)
         assert victim not in _workers(site)
     finally:
         processes.stop()

@@ -79,7 +79,7 @@ class Tail:
 
     def interrupt(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGINT)
-        _, said = self.process.communicate(timeout=20)
+        _, said = self.process.communicate(timeout=120)
         return self.process.returncode, said
 
 
@@ -126,7 +126,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(fleet: Home, history: History
     tail.says(1)
     assert tail.process.stdout is not None
     tail.process.stdout.close()
-    _, said = tail.process.communicate(timeout=20)
+    _, said = tail.process.communicate(timeout=120)
     assert tail.process.returncode == 0
     assert said == ""
 
@@ -136,7 +136,7 @@ def test_colours_are_for_terminals_only(fleet: Home, history: History) -> None:
     words = ("pump-1", "--since", "1h", "--no-follow")
     ours, theirs = pty.openpty()
     shown = Tail(fleet, *words, stdout=theirs)
-    shown.process.communicate(timeout=30)
+    shown.process.communicate(timeout=120)
     os.close(theirs)
     coloured = os.read(ours, 10_000).decode()
     os.close(ours)

@@ -126,7 +126,7 @@ def test_it_sends_again_and_again_until_it_is_told_to_stop(fleet: Home, tmp_path
             until(lambda: out.exists() and len(out.read_text().splitlines()) >= 2, 60)
         finally:
             process.terminate()
-            status = process.wait(30)
+            status = process.wait(60)
     assert status == 0
 
 

@@ -133,7 +133,7 @@ def test_four_processes_that_read_and_then_write_never_see_a_locked_database(dat
         subprocess.Popen([sys.executable, "-c", program, database.url, f"writer-{n}"], stderr=subprocess.PIPE)
         for n in range(WRITERS)
     ]
-    said = [w.communicate(timeout=60)[1].decode() for w in writers]
+    said = [w.communicate(timeout=120)[1].decode() for w in writers]
     assert [w.returncode for w in writers] == [0] * WRITERS, said
     with database.read() as session:
         # Each saw what the others had committed: the numbers have no gap and no double.
@@ -149,7 +149,7 @@ def test_four_processes_that_begin_at_once_make_one_schema(tmp_path: Path) -> No
     )
     url = f"sqlite:///{tmp_path / 'lightship.db'}"
     opened = [subprocess.Popen([sys.executable, "-c", program, url], stderr=subprocess.PIPE) for _ in range(WRITERS)]
-    said = [o.communicate(timeout=60)[1].decode() for o in opened]
+    said = [o.communicate(timeout=120)[1].decode() for o in opened]
     assert [o.returncode for o in opened] == [0] * WRITERS, said
 
 

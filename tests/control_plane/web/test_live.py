@@ -37,19 +37,19 @@ def serving(home: Home) -> Iterator[tuple[str, Live]]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while not server.started and time.monotonic() < deadline:
                 time.sleep(0.02)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}", live
         finally:
             live.stop()
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
 
 
 def test_a_write_reaches_an_open_page_as_one_changed_event(fresh_home: Home) -> None:
-    with serving(fresh_home) as (address, _), httpx.stream("GET", f"{address}/events", timeout=10) as answer:
+    with serving(fresh_home) as (address, _), httpx.stream("GET", f"{address}/events", timeout=60) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = answer.iter_lines()
         assert next(lines).startswith("retry:")
@@ -60,19 +60,19 @@ def test_a_write_reaches_an_open_page_as_one_changed_event(fresh_home: Home) -> 
 
 
 def test_a_stopping_server_is_not_held_by_an_open_page(fresh_home: Home) -> None:
-    with serving(fresh_home) as (address, live), httpx.stream("GET", f"{address}/events", timeout=10) as answer:
+    with serving(fresh_home) as (address, live), httpx.stream("GET", f"{address}/events", timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
         began = time.monotonic()
         live.stop()
         assert list(lines) == [""]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30  # streams last an hour
 
 
 def test_one_page_too_many_is_asked_to_come_back_later(fresh_home: Home) -> None:
     with serving(fresh_home) as (address, live):
         live._limit = 1
-        with httpx.stream("GET", f"{address}/events", timeout=10) as first:
+        with httpx.stream("GET", f"{address}/events", timeout=60) as first:
             lines = first.iter_lines()  # kept: when it is gone, so is the connection
             next(lines)
             second = httpx.get(f"{address}/events")
@@ -86,7 +86,7 @@ def test_many_pages_cost_one_look_a_tick_and_nobody_costs_none() -> None:
         looks.append(time.monotonic())
         return str(len(looks) // 3)
 
-    live = Live(look, tick=0.1, lifetime=0.65)
+    live = Live(look, tick=0.1, lifetime=1.5)
 
     async def reader() -> list[str]:
         return [event async for event in live.stream()]
@@ -97,7 +97,7 @@ def test_many_pages_cost_one_look_a_tick_and_nobody_costs_none() -> None:
     assert looks == []
     told = asyncio.run(ten())
     assert all(t[0].startswith("retry") and "event: changed\ndata: {}\n\n" in t for t in told)
-    assert len(looks) <= 10
+    assert len(looks) <= 20
     assert all(b - a >= 0.07 for a, b in itertools.pairwise(looks))
 
 
