@@ -128,7 +128,7 @@ def test_where_no_agent_listens_the_time_runs_out_and_what_comes_late_is_nobodys
 
 
 def test_a_broker_that_is_not_there_is_told(connect: Any) -> None:
-    with connect(f"mqtt://127.0.0.1:{free_port('127.0.0.1')}", model="pump", timeout=10, retries=0) as client:
+    with connect(f"mqtt://127.0.0.1:{free_port('127.0.0.1')}", model="pump", timeout=0.5, retries=0) as client:
         assert code(lambda: client.predict([0, 0, 0, 0])) == "link.unreachable"
         assert not client.ready()
 

@@ -42,7 +42,7 @@ class Site:
 
     def compute(self, *_: Any) -> None:
         self.begun += 1
-        assert self.go.wait(60)
+        assert self.go.wait(240)
 
     def later(self, **more: Any) -> tuple[threading.Thread, list[httpx.Response]]:
         answers: list[httpx.Response] = []
@@ -52,7 +52,7 @@ class Site:
 
     def occupy(self) -> list[tuple[threading.Thread, list[httpx.Response]]]:
         """Have both threads compute."""
-        busy = [self.later(timeout=30) for _ in range(2)]
+        busy = [self.later(timeout=240) for _ in range(2)]
         until(lambda: self.begun == 2)
         return busy
 
@@ -72,7 +72,7 @@ def code(reply: httpx.Response) -> tuple[int, str]:
 
 @contextmanager
 def site_of(
-    model: LoadedModel, *, seconds: float = 30.0, most: int = 64, limits: Limits | None = None
+    model: LoadedModel, *, seconds: float = 240.0, most: int = 64, limits: Limits | None = None
 ) -> Iterator[Site]:
     plane = DataPlane(lambda *_: None, max_in_flight=most)
     plane.install(model)
@@ -261,7 +261,7 @@ def test_bodies_that_wait_for_a_thread_count_as_memory_in_use(make_model: Models
         replies: list[int] = []
         for _ in range(3):
             thread = threading.Thread(
-                target=lambda: replies.append(httpx.post(site.url + INFER, json=large, timeout=30).status_code)
+                target=lambda: replies.append(httpx.post(site.url + INFER, json=large, timeout=240).status_code)
             )
             thread.start()
             threads.append(thread)
@@ -285,12 +285,12 @@ def test_of_bodies_that_are_large_only_when_inflated_few_are_inflated_at_once(sl
 
     def ask() -> None:
         coded = {"Content-Encoding": "gzip"}
-        replies.append(httpx.post(slow.url + INFER, content=body, headers=coded, timeout=60).status_code)
+        replies.append(httpx.post(slow.url + INFER, content=body, headers=coded, timeout=240).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(40)]
     for thread in threads:
         thread.start()
-    until(lambda: slow.plane.admission._inside == 42, 20)
+    until(lambda: slow.plane.admission._inside == 42, 200)
     grown = _resident_mb() - before
     slow.go.set()
     for thread in (*threads, *(t for t, _ in busy)):
