@@ -2,7 +2,7 @@
 
 Rules:
 * one statement writes a batch: `INSERT … SELECT unnest(arrays) ON CONFLICT DO NOTHING`, as fast as COPY, and it knows
-  duplicates;
+  duplicates; arrays go as PostgreSQL keeps them: as text the driver would look at every item for what needs quotes;
 * a table of its own for each day, made ahead and dropped whole;
 * a report of a day for which there is no table yet makes one; two workers that do so at once make one between them;
 * the driver is an extra: `pip install 'lightship[postgres]'`.
@@ -11,12 +11,13 @@ Rules:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from lightship.monitoring.history import DAY_MS, HOUR_MS, Keep, Numbers, Report, Rollup
 from lightship_agent.contract.codes import StorageError
@@ -40,6 +41,8 @@ _INSERT: Final = """
 INSERT INTO reports SELECT * FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::text[],
     %s::boolean[], %s::bytea[]) ON CONFLICT DO NOTHING
 """
+#: Of PostgreSQL's types: their numbers, and those of arrays of them.
+_TEXT, _BYTES, _INTEGER, _TRUTH = (25, 1009), (17, 1001), (20, 1016), (16, 1000)
 _ROLL: Final = {
     name: f"INSERT INTO {name} VALUES (%s, %s, %s) "  # noqa: S608 - two names of ours
     "ON CONFLICT (device, begins) DO UPDATE SET numbers = excluded.numbers"
@@ -79,12 +82,13 @@ class PostgresHistory:
 
     def write(self, reports: Sequence[Report]) -> int:
         """Keep them, each once; how many were new."""
+        if not reports:
+            return 0
         days = {r.ts - r.ts % DAY_MS for r in reports}
         hours = sorted({r.ts - r.ts % HOUR_MS for r in reports})
         with self._transaction() as cursor:
             self._make_days(cursor, days)
-            columns = [list(column) for column in zip(*reports, strict=True)]
-            cursor.execute(_INSERT, columns)
+            cursor.execute(_INSERT, _columns(reports))
             new = int(cursor.rowcount)
             if new:
                 cursor.execute("INSERT INTO due SELECT unnest(%s::bigint[]) ON CONFLICT DO NOTHING", (hours,))
@@ -190,6 +194,7 @@ class PostgresHistory:
                 if self._connection is None or self._connection.closed:
                     self._days = set()
                     self._connection = self._psycopg.connect(self._url, connect_timeout=10)
+                    self._connection.adapters.register_dumper(_Array, _ArrayDumper)
                 with self._connection.transaction(), self._connection.cursor(binary=True) as cursor:
                     yield cursor
             except self._psycopg.Error as e:
@@ -198,6 +203,67 @@ class PostgresHistory:
                     self._connection.close()
                 code = "storage.full" if getattr(e, "sqlstate", "") == "53100" else "storage.unwritable"
                 raise StorageError(code, f"The history of reports can't be used: {str(e).strip()[:300]}.") from e
+
+
+class _Array(NamedTuple):
+    """An array as PostgreSQL keeps it, of a type with this number."""
+
+    oid: int
+    data: bytes
+
+
+class _ArrayDumper:
+    """Hands an `_Array` to the driver as it is."""
+
+    format = 1  # binary
+    oid = 0  # of arrays of a type that the first of them says
+
+    def __init__(self, _kind: type, _context: object = None) -> None:
+        """As the driver makes them."""
+
+    def get_key(self, array: _Array, _format: object) -> tuple[type, int]:
+        """What tells one of these from another."""
+        return _Array, array.oid
+
+    def upgrade(self, array: _Array, _format: object) -> _ArrayDumper:
+        """The one for arrays of this type."""
+        made = _ArrayDumper(_Array)
+        made.oid = array.oid
+        return made
+
+    def dump(self, array: _Array) -> bytes:
+        """What goes to the server."""
+        return array.data
+
+
+def _columns(reports: Sequence[Report]) -> tuple[_Array, ...]:
+    device, ts, epoch, seq, recv, kind, approx, body = zip(*reports, strict=True)
+    return (
+        _pieces(_TEXT, map(str.encode, device)),
+        _numbers(_INTEGER, ts, ">i8"),
+        _pieces(_TEXT, map(str.encode, epoch)),
+        _numbers(_INTEGER, seq, ">i8"),
+        _numbers(_INTEGER, recv, ">i8"),
+        _pieces(_TEXT, map(str.encode, kind)),
+        _numbers(_TRUTH, approx, "?"),
+        _pieces(_BYTES, body),
+    )
+
+
+def _numbers(kind: tuple[int, int], values: Sequence[int], stored: str) -> _Array:
+    items = np.empty(len(values), [("size", ">i4"), ("value", stored)])
+    items["size"], items["value"] = items.dtype["value"].itemsize, values
+    return _Array(kind[1], _head(kind, len(values)) + items.tobytes())
+
+
+def _pieces(kind: tuple[int, int], values: Iterable[bytes]) -> _Array:
+    sized = [part for value in values for part in (len(value).to_bytes(4, "big"), value)]
+    return _Array(kind[1], b"".join([_head(kind, len(sized) // 2), *sized]))
+
+
+def _head(kind: tuple[int, int], count: int) -> bytes:
+    """One dimension, no NULL in it, of what type, how many, counted from 1."""
+    return b"".join(n.to_bytes(4, "big") for n in (1, 0, kind[0], count, 1))
 
 
 def _name(day: int) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
+from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -21,6 +22,8 @@ from lightship_agent.contract.messages import Fault
 
 ACTOR = "lightship:monitoring"
 KIND = "data"
+#: Alarms of data that stand, of which each heartbeat's device is looked for by hand: mostly there are few, or none.
+_FEW: Final = 200
 
 _WORDS = {
     "stuck": "does not move any more",
@@ -45,7 +48,9 @@ def note_fault(session: Session, device: Device, fault: Fault) -> None:
 
 def end_faults(session: Session, well: Collection[str], now: int) -> None:
     """Close what stands of devices that say they are well."""
-    for alarm in _standing(session, well) if well else ():
+    query = select(Alarm.device).where(Alarm.kind == KIND, Alarm.closed_at.is_(None)).limit(_FEW) if well else None
+    ill = set(session.scalars(query)) if query is not None else set()
+    for alarm in _standing(session, well if len(ill) == _FEW else ill.intersection(well)) if ill else ():
         _close(session, alarm, now, "the device says nothing of it any more")
 
 

@@ -93,7 +93,7 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=[pytest.mark.extras, pytest.mark.system])])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=[pytest.mark.extras("psycopg"), pytest.mark.system])])
 def history(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[History]:
     url = request.getfixturevalue("server") if request.param == "postgres" else ""
     made = open_history(tmp_path, url)
@@ -112,6 +112,16 @@ def test_what_comes_again_is_kept_once(history: History) -> None:
     assert history.write([report(1), report(2)]) == 2
     assert history.write([report(2), report(3), report(3)]) == 1
     assert all_of(history) == [report(1), report(2), report(3)]
+
+
+def test_every_text_number_and_byte_comes_back_as_it_was(history: History) -> None:
+    odd = report(1)._replace(
+        device='däv "1",{NULL}\\', seq=2**63 - 1, kind="", approx=True, body=bytes(range(256)) + b"\\x00"
+    )
+    empty = report(2, NOW + 1, "NULL")._replace(body=b"")
+    assert history.write([]) == 0
+    assert history.write([odd, empty]) == 2
+    assert sorted(all_of(history)) == sorted([odd, empty])
 
 
 def test_arrivals_come_in_their_order_in_parts_and_none_is_left_out(history: History) -> None:

@@ -163,6 +163,24 @@ def test_a_device_that_speaks_of_no_fault_any_more_has_none(pump: Home) -> None:
     assert [still for _, _, still in alarms(pump)] == [False]
 
 
+@pytest.mark.parametrize("others", [0, 3, 250])
+def test_it_has_none_however_many_others_have(pump: Home, others: int) -> None:
+    send(pump, envelope(fault(1), unwell(2, "data.stuck")))
+    with pump.database.write() as session:
+        session.add_all(
+            Alarm(
+                id=f"other-{n}", kind="data", model="pump", digest=DIGEST, device=f"other-{n}", level="critical",
+                sentence="", evidence={}, opened_at=0,
+            )
+            for n in range(others)
+        )  # fmt: skip
+
+    send(pump, envelope(unwell(3)))
+
+    assert [still for _, sentence, still in alarms(pump) if sentence] == [False]
+    assert [still for _, sentence, still in alarms(pump) if not sentence] == [True] * others
+
+
 def test_the_alarms_of_drift_are_none_of_these(pump: Home) -> None:
     send(pump, envelope(fault(1)))
 
