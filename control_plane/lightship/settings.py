@@ -94,6 +94,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("drift_budget", "1", "False drift alarms allowed per device and horizon.", "alarms"),
     Setting("drift_horizon_windows", "8760", "Windows in the horizon: a year of hourly windows.", "windows"),
     Setting("drift_floor", "0.02", "Smallest effect that may alarm, w² (population PSI of about the same size)."),
+    Setting("drift_common_floor", "0.005", "Smallest shift of all devices together that may alarm, w²."),
     Setting("drift_levels", "6", "Window sizes watched: 1, 2, 4, … base windows."),
     Setting("drift_min_rows", "50", "Fewest rows a window needs to be judged.", "rows"),
     Setting("drift_exclude", "", "Features that drift by nature (ids, clocks) and are not watched, by commas."),
@@ -176,6 +177,7 @@ class Settings:
     drift_budget: float
     drift_horizon_windows: int
     drift_floor: float
+    drift_common_floor: float
     drift_levels: int
     drift_min_rows: int
     drift_exclude: str

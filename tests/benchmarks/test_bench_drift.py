@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench_drift import common_shift as common
 from bench_drift import joint, quiet, real, rules
 from bench_drift.__main__ import PARTS, main
 from bench_drift.bars import Bar, bars
 from bench_drift.bench import Bench, Sizes
 from bench_drift.datasets import Dataset
 from bench_drift.delays import category_shift
+from bench_drift.fleets import Fleet
 from bench_drift.page import page
 from bench_drift.plot import pictures
 from bench_drift.streams import INDEPENDENT, NATURES, REFERENCE, ROWS, dependent, independent
@@ -92,6 +94,28 @@ def test_a_real_fault_is_seen_and_its_feature_is_named() -> None:
     assert (seen["nothing"]["seen"], seen["unit error × 1000"]["seen"], seen["stuck sensor"]["seen"]) == (0.0, 1.0, 1.0)
     assert seen["unit error × 1000"]["named"] == 1.0
     assert found["hurt"] in seen["unit error × 1000"]["said"]
+
+
+def test_a_year_of_looks_in_which_nothing_happens_is_quiet() -> None:
+    found = common._quiet("nothing", 2, 400)
+    assert found == {"nature": "nothing", "years": pytest.approx(2 * 400 / 8_760), "alarms": 0.0}
+
+
+@pytest.mark.slow
+def test_a_shift_of_all_devices_alarms_unless_it_is_below_the_floor() -> None:
+    assert common._delay(0.5, 1, 0.005) in range(1, 10)
+    assert common._delay(0.05, 1, 0.02) is None
+
+
+@pytest.mark.slow
+def test_looks_drawn_by_their_law_are_like_looks_at_counts() -> None:
+    rng, fleet = np.random.default_rng(5), Fleet(np.random.default_rng(6), 0.3)
+    for shift in (0.0, 0.1):
+        drawn = [s.ratio for s in common._look(rng, np.full(200, shift)).streams]
+        counted = [common._one(fleet, rng, shift).streams[0].ratio for _ in range(200)]
+        # Ten cells know a little less of a mean than the rows themselves.
+        assert np.mean(counted) == pytest.approx(np.mean(drawn), rel=0.2)
+        assert np.quantile(counted, 0.9) == pytest.approx(np.quantile(drawn, 0.9), rel=0.25)
 
 
 def test_a_small_run_through_the_whole_rule_is_resumed_from_what_it_kept(tmp_path: Path) -> None:
@@ -177,6 +201,8 @@ def _ruined(stored: Parts) -> Parts:
         j["pairs"] = 1.0 if j["change"] == "nothing" else 0.0
     for fleet in parts["fleets"]["found"]:
         fleet.update(false_alarms=99.0, delays=dict.fromkeys(fleet["delays"]))
+    common = parts["common_shift"]["found"]
+    common.update(quiet=[{**common["quiet"][0], "alarms": 99.0}], default=dict.fromkeys(common["default"]))
     parts["labels"]["found"] = {"delays": [{"rate": 0.2, "labels": None}], "false_alarms": 9.0, "years": 1}
     tools = parts["peers"]["found"]["tools"]
     parts["peers"]["found"]["tools"] = {"Lightship": tools["Lightship"]}

@@ -66,7 +66,8 @@ def bars(parts: dict[str, Any]) -> list[Bar]:
     """All of them, in the order of the page."""
     figures = Figures(parts)
     return [
-        *_false_alarms(figures), *_delays(figures), *_joint(figures), *_fleets(figures), *_labels(figures),
+        *_false_alarms(figures), *_delays(figures), *_joint(figures), *_fleets(figures), *_common(figures),
+        *_labels(figures),
         *_others(figures), *_real(figures), *_cost(figures),
     ]  # fmt: skip
 
@@ -105,6 +106,14 @@ def _fleets(f: Figures) -> Iterator[Bar]:
     all_, five = (None if x is None else x["delays"] for x in (paired, few))
     yield Bar("fleet: delay in hours, 0.05 sd on all of 100 devices", _get(all_, "0.05 sd on all"), 1)
     yield Bar("fleet: delay in hours, 1 sd on 5 of 100 devices", _get(five, "1 sd on 5"), 24)
+
+
+def _common(f: Figures) -> Iterator[Bar]:
+    told = f.part("common_shift")
+    worst = math.nan if told is None else max(q["alarms"] for q in told["quiet"])
+    soon = None if told is None else told["default"]
+    yield Bar("fleet: false alarms of all devices together per fleet-year, the worst nature", worst, 1)
+    yield Bar("fleet: delay of that alarm in looks, 0.1 sd on all of 100 devices", _get(soon, "0.1 sd"), 24)
 
 
 def _labels(f: Figures) -> Iterator[Bar]:

@@ -26,7 +26,7 @@ _MONTH: Final = 720
 _PATIENCE: Final = 72
 _PAST: Final = 336
 _LINE: Final = 1 / YEAR / FEATURES
-_CUTS: Final = np.array([-1.28155, -0.84162, -0.52440, -0.25335, 0.0, 0.25335, 0.52440, 0.84162, 1.28155])
+CUTS: Final = np.array([-1.28155, -0.84162, -0.52440, -0.25335, 0.0, 0.25335, 0.52440, 0.84162, 1.28155])
 _TRAINING: Final = np.full(10, 1_000)
 #: How far, and how many of the hundred.
 _SHIFTS: Final = {
@@ -47,7 +47,7 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
         rng = np.random.default_rng([13, int(10 * offset)])
         alarms = dict.fromkeys(_RULES, 0)
         for _ in range(bench.sizes.months):
-            fleet = _Fleet(rng, offset)
+            fleet = Fleet(rng, offset)
             for _ in range(_MONTH):
                 now = fleet.hour(np.zeros(DEVICES))
                 for rule, p in _RULES.items():
@@ -55,7 +55,7 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
         waited: dict[str, dict[str, list[float]]] = {rule: {name: [] for name in _SHIFTS} for rule in _RULES}
         for name, (sd, devices) in _SHIFTS.items():
             for _ in range(max(3, bench.sizes.runs // 10)):
-                fleet = _Fleet(rng, offset)
+                fleet = Fleet(rng, offset)
                 shift = np.where(np.arange(DEVICES) < devices, sd, 0.0)
                 hours = [fleet.hour(shift) for _ in range(_PATIENCE)]
                 for rule, p in _RULES.items():
@@ -70,7 +70,9 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
     return found
 
 
-class _Fleet:
+class Fleet:
+    """Devices with offsets of their own, and two weeks of their past."""
+
     def __init__(self, rng: np.random.Generator, offset: float) -> None:
         self._rng = rng
         self._offsets = offset * rng.standard_normal(DEVICES)
@@ -78,13 +80,14 @@ class _Fleet:
         self._shifted: tuple[bytes, Floats] = (b"", np.zeros(0))
 
     def hour(self, shift: Floats) -> Counts:
+        """An hour of rows, shifted."""
         key = shift.tobytes()
         if self._shifted[0] != key:
             self._shifted = (key, self._shares(shift))
         return self._rng.multinomial(ROWS, self._shifted[1])
 
     def _shares(self, shift: Floats) -> Floats:
-        return np.stack([normal_shares(_CUTS, float(m), 1.0) for m in self._offsets + shift])
+        return np.stack([normal_shares(CUTS, float(m), 1.0) for m in self._offsets + shift])
 
 
 def _median(waited: list[float]) -> float | None:

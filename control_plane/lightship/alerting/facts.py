@@ -99,7 +99,7 @@ def _alarms(session: Session) -> list[f.Standing]:
     found = []
     for alarm, group in session.execute(query):
         parts = (str(alarm.evidence.get(name, "")) for name in ("kind", "feature")) if alarm.kind == "data" else ()
-        what = ":".join(parts)
+        what = ":".join(parts) or str(alarm.evidence.get("segment", ""))
         found.append(f.Standing(alarm.kind, alarm.model, alarm.device, group or "", alarm.level, alarm.sentence, what))
     return found
 

@@ -18,6 +18,7 @@ from .console import emit, json_option, say, table, with_home
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from lightship.monitoring.drift_settings import DriftSettings
     from lightship.monitoring.simulate import Seen
     from lightship.storage.models import Device
 
@@ -47,7 +48,7 @@ def explain(home: Home, device_id: str, as_json: bool) -> None:
         if row is None:
             raise FleetError("fleet.unknown-device", f"No device {device_id!r}.", remedy="See `lightship device list`.")
         stored = row.verdict.get("verdict")
-        shared = _shared(session, row)
+        shared = _shared(session, row, drift_settings(settings))
     if not stored:
         raise DriftError("drift.unknown", f"No window of {device_id} has been judged yet.")
     sentences = [*in_words(device_id, msgspec.convert(stored, Verdict), drift_settings(settings)), *shared]
@@ -57,17 +58,20 @@ def explain(home: Home, device_id: str, as_json: bool) -> None:
         click.echo("\n".join(sentences))
 
 
-def _shared(session: Session, device: Device) -> list[str]:
-    """What stands of alarms that a device has a part in with others."""
+def _shared(session: Session, device: Device, settings: DriftSettings) -> list[str]:
+    """What stands of alarms that a device has a part in with others, and what all devices show together."""
     from sqlalchemy import select
 
+    from lightship.monitoring.common_shift import facts
+    from lightship.monitoring.watch_common import remembered
     from lightship.storage.models import Alarm
 
-    of_many = Alarm.kind.in_(("fleet", "segment"))
+    of_many = Alarm.kind.in_(("fleet", "segment", "common"))
     query = select(Alarm).where(of_many, Alarm.model == device.running_model, Alarm.closed_at.is_(None))
-    return [
-        f"It has a part in this: {a.sentence}" for a in session.scalars(query) if device.id in a.evidence["devices"]
-    ]
+    mine = [a.sentence for a in session.scalars(query) if device.id in a.evidence["devices"]]
+    standing = [f"It has a part in this: {sentence}" for sentence in mine]
+    together = remembered(session, device.running_model)
+    return [*standing, facts(together, settings)] if together is not None else standing
 
 
 @drift.command()

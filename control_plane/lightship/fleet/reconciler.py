@@ -23,6 +23,7 @@ from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.policy import PolicySettings
 from lightship.monitoring.retrain import RetrainRunner
 from lightship.monitoring.watch import Watch, watch_model
+from lightship.monitoring.watch_common import watch_common
 from lightship.registry.bundles import BundleCache
 from lightship.settings import Settings
 from lightship.storage import audit
@@ -46,6 +47,7 @@ def drift_settings(settings: Settings) -> DriftSettings:
         budget=settings.drift_budget,
         horizon_windows=settings.drift_horizon_windows,
         effect_floor=settings.drift_floor,
+        common_floor=settings.drift_common_floor,
         levels=settings.drift_levels,
         min_rows=settings.drift_min_rows,
         exclude=tuple(name for n in settings.drift_exclude.split(",") if (name := n.strip())),
@@ -192,7 +194,11 @@ class Reconciler:
         with self._home.database.read() as session:
             models = list(session.scalars(select(Device.running_model).where(Device.running_model != "").distinct()))
         for model in models:
-            self._guarded(f"monitoring of {model}", partial(watch_model, self._home.database, self._watch, model))
+            self._guarded(f"monitoring of {model}", partial(self._watch_model, model))
+
+    def _watch_model(self, model: str) -> None:
+        if watch_model(self._home.database, self._watch, model):
+            watch_common(self._home.database, self._watch, model)
 
     def _advance_rollouts(self) -> None:
         with self._home.database.read() as session:

@@ -33,6 +33,7 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
     segments: tuple[str, ...] = ()  # labels of devices by which they are also judged
     segment_devices: int = 3  # that have a value of a label, at least
     fleet_alpha: float = 0.001  # how unlikely that count must be by chance
+    common_floor: float = 0.005  # w² of a shift of all devices together that is tolerated: a mean shift of 0.07 sd
 
     def __post_init__(self) -> None:
         """Refuse what can't work.
@@ -45,8 +46,9 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True):
         positive = self.budget > 0 and self.horizon_windows >= 1 and self.min_rows >= 1
         if not (positive and all(0 < s < 1 for s in shares) and self.ladder_share > 0):
             raise SettingsError("settings.invalid", "Drift: budget, horizon and rows are positive, shares in (0, 1).")
-        floors = self.effect_floor >= 0 and 0 <= self.quality_floor < 1 and 0 <= self.performance_floor < 1
-        if not (1 <= self.levels <= 16 and floors and 0 <= self.residual_floor < 1):
+        floors = (self.quality_floor, self.performance_floor, self.residual_floor)
+        sound = min(self.effect_floor, self.common_floor, *floors) >= 0 and max(floors) < 1
+        if not (1 <= self.levels <= 16 and sound):
             raise SettingsError("settings.invalid", "Drift: expected 1 to 16 levels, floors of at least 0.")
         if not 0 <= self.season_weeks <= 52 or self.season_weeks == 1:
             raise SettingsError("settings.invalid", "Drift: a season takes 2 to 52 weeks, or 0 to look for none.")

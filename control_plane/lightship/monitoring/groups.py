@@ -13,7 +13,7 @@ Source: Hotelling 1931; the count of drifting devices, which sees what few share
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,21 +35,46 @@ def differences(now: npt.ArrayLike, baseline: npt.ArrayLike) -> Floats:
     return np.asarray(c[held] / n[held, None] - b[held] / m[held, None])
 
 
-def paired_p(now: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
-    """How likely so large a common shift is when there is none; 1 with too few devices.
+class Paired(NamedTuple):
+    """What devices have in common, each against its own past."""
+
+    ratio: float  # the F ratio, 1 on the average where nothing is shared; 0 with too few devices
+    p_value: float  # of so large a common shift when there is none; 1 with too few devices
+    effect: float  # w² of the mean shift, less what chance makes of it
+    devices: int  # that had rows
+
+
+def paired(now: npt.ArrayLike, baseline: npt.ArrayLike) -> Paired:
+    """Have the devices moved together?
 
     Args:
-        now: int `[devices, cells]`.
-        baseline: the same devices' own baselines, int `[devices, cells]`.
+        now: `[devices, cells]`, counts.
+        baseline: the same devices' own baselines, `[devices, cells]`, counts.
     """
-    moved = _few_cells(differences(now, baseline))
+    c, b = np.asarray(now, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    all_ = differences(c, b)
+    moved = _few_cells(all_)
     if moved is None:
-        return 1.0
+        return Paired(0.0, 1.0, 0.0, len(all_))
     devices, free = moved.shape
-    mean = moved.mean(axis=0)
     spread = np.cov(moved, rowvar=False, ddof=1).reshape(free, free)
-    t2 = devices * _quadratic(mean, spread)
-    return float(f_sf((devices - free) * t2 / ((devices - 1) * free), free, devices - free))
+    t2 = devices * _quadratic(moved.mean(axis=0), spread)
+    ratio = (devices - free) * t2 / ((devices - 1) * free)
+    return Paired(ratio, float(f_sf(ratio, free, devices - free)), _effect(all_, c, b), devices)
+
+
+def paired_p(now: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
+    """How likely so large a common shift is when there is none; 1 with too few devices: see `paired`."""
+    return paired(now, baseline).p_value
+
+
+def _effect(moved: Floats, now: Floats, baseline: Floats) -> float:
+    """w² = Σ d²/q of the mean shift d, less its variance, at the mean shares q of both; never below 0."""
+    held = (now.sum(axis=-1) > 0) & (baseline.sum(axis=-1) > 0)
+    shares = [c[held] / c[held].sum(axis=-1, keepdims=True) for c in (now, baseline)]
+    q = (shares[0] + shares[1]).mean(axis=0) / 2
+    noise = moved.var(axis=0, ddof=1) / len(moved)
+    return float(max(((moved.mean(axis=0) ** 2 - noise)[q > 0] / q[q > 0]).sum(), 0.0))
 
 
 def between_p(canary: Floats, control: Floats) -> float:

@@ -5,6 +5,8 @@ Rules of this room:
 * a segment is a label and a value that at least `segment_devices` judged devices have. It drifts when the fleet's own
   condition holds within it (half of them, in one stream, beyond chance), at a level shared among all segments, and when
   more of them do so than of the others (Fisher's exact test): what all drift in is the fleet's;
+* a few devices of many that drift in one stream more often than chance explains are a company, with or without a label
+  that tells them apart: a bad batch, a firmware, a place that nobody wrote down. It alarms as a segment does;
 * one event, one alarm: it opens when a segment drifts at two looks in a row, and closes after `recovery` looks at which
   it didn't. A look counts when one of its devices has a window that was not judged before.
 """
@@ -19,13 +21,15 @@ from typing import Final
 import msgspec
 
 from .drift_settings import DriftSettings
-from .fleet import FleetVerdict, drifts_in, has_alarm
+from .fleet import FleetVerdict, drifts_in, few_p, has_alarm
 from .groups import more_drift_p
 from .tails import binom_sf
 from .verdict import Verdict
 
 #: How unlikely it must be that the segment only happens to drift more than the others.
 UNLIKE_OTHERS: Final = 0.05
+#: Fewer devices than this are sick one by one.
+_COMPANY: Final = 3
 #: Looks in a row at which a segment must drift.
 _LASTING: Final = 2
 
@@ -128,6 +132,49 @@ def _sentence(name: str, drifting: int, size: int, shared: Sequence[str], too: i
     what = ", ".join(shared[:3]) + (f" and {len(shared) - 3} more" if len(shared) > 3 else "")
     rest = f"none of the other {others} does" if not too else f"of the other {others} only {too} do"
     return f"{who} devices with {name} drift in {what}; {rest}."
+
+
+def judge_company(
+    verdicts: Mapping[str, Verdict], parts: Sequence[SegmentVerdict], fleet: FleetVerdict, settings: DriftSettings
+) -> tuple[SegmentVerdict, ...]:
+    """Devices, too few to be the fleet, that drift in the same stream: at most one company, that of the most devices.
+
+    Three or more of them must drift in one stream, and have p-values so small that the fleet's budget of a window,
+    shared among the streams in which any device drifts, does not explain them (`few_p`; all others count as healthy).
+
+    Args:
+        verdicts: the latest verdict per device, all of one bundle.
+        parts: segments that drift; what they drift in is theirs.
+        fleet: what all drift in is the fleet's.
+        settings: budget and levels.
+    """
+    voting = {d: v for d, v in sorted(verdicts.items()) if v.p_value is not None}
+    drifting = {d: drifts_in(v, settings) for d, v in voting.items()}
+    taken = {name for p in parts for name in p.shared} | set(fleet.shared)
+    count = Counter(name for names in drifting.values() for name in names if name not in taken)
+    if not count:
+        return ()
+    stream, most = min(count.items(), key=lambda item: (-item[1], item[0]))
+    told = [1.0 if v.p_value is None or stream not in drifting[d] else v.p_value for d, v in voting.items()]
+    p_value = few_p(told)
+    if most < _COMPANY or p_value * len(count) >= settings.budget / settings.horizon_windows:
+        return ()
+    members = tuple(d for d, names in drifting.items() if stream in names)
+    sentence = (
+        f"{most} of {len(voting)} devices drift in {stream}, which is no chance (p = {p_value:.1e}), and the fleet "
+    )
+    sentence += "does not: look for what they share, such as a batch, a firmware, a place."
+    found = SegmentVerdict(
+        name=f"drift in {stream}",
+        devices=members,
+        size=most,
+        others=len(voting) - most,
+        others_drifting=0,
+        shared=(stream,),
+        p_value=p_value,
+        sentence=sentence,
+    )
+    return (found,)
 
 
 def with_segments(fleet: FleetVerdict, found: Sequence[SegmentVerdict]) -> FleetVerdict:

@@ -40,7 +40,7 @@ from .joint import Together
 from .memory import Memory
 from .performance import Labelled
 from .season import hours_of
-from .segments import SegmentAlarm, SegmentWell, follow, judge_segments, with_segments
+from .segments import SegmentAlarm, SegmentWell, follow, judge_company, judge_segments, with_segments
 from .stored import content, late_residuals, products
 from .verdict import Verdict
 from .window_tallies import tally_window, told_apart
@@ -134,7 +134,8 @@ def _apply(session: Session, watch: Watch, model: str, rounds: list[list[Judged]
         for action in actions:
             _carry_out(session, watch, action, model, now)
         looked = {d: v.window for d, v in comparable.items()}
-        segments, found = follow(state.segments, parts, looked, fleet, watch.policy.recovery)
+        company = judge_company(comparable, parts, fleet, watch.drift)
+        segments, found = follow(state.segments, (*parts, *company), looked, fleet, watch.policy.recovery)
         state = msgspec.structs.replace(state, segments=segments)
         for change in found:
             _segment(session, change, model, now)
@@ -166,8 +167,8 @@ def _unjudged(session: Session, watch: Watch, device: Device) -> Iterator[Judged
     bundle = watch.bundle_of(device.running_digest)
     importances = bundle.manifest.importances
     nothing = empty_counts(bundle.profile)
-    counts = {w: _fitting(only_fitting(window_counts(r), bundle.profile), nothing) for w, r in rows.items()}
-    memory = _recall(session, device)
+    counts = {w: fitting(only_fitting(window_counts(r), bundle.profile), nothing) for w, r in rows.items()}
+    memory = recall(session, device.id, device.running_digest)
     labels = _labels(session, device, residuals=bundle.profile.residuals is not None)
     key = f"{device.id} {device.running_digest}"
     latest = audit.now_ms() + FUTURE_MS
@@ -216,19 +217,19 @@ def _labels(session: Session, device: Device, *, residuals: bool) -> list[Labell
     return [Labelled(w, n, errors, *late_residuals(rest or b"")) for w, n, errors, rest in found]
 
 
-def _recall(session: Session, device: Device) -> Memory | None:
+def recall(session: Session, device: str, digest: str) -> Memory | None:
     """What is remembered of a device's stream; what can't be read is forgotten, and learnt again."""
-    row = session.get(StreamMemory, (device.id, device.running_digest))
+    row = session.get(StreamMemory, (device, digest))
     if row is None:
         return None
     try:
         return memories.unpack(row.state)
     except LightshipError as e:
-        log.warning("monitoring of %s: %s: %s", device.id, e.code, e)
+        log.warning("monitoring of %s: %s: %s", device, e.code, e)
         return None
 
 
-def _fitting(counts: WindowCounts, empty: WindowCounts) -> WindowCounts:
+def fitting(counts: WindowCounts, empty: WindowCounts) -> WindowCounts:
     """The counts, or none where their layout is not the profile's: then the device counted something else."""
     layouts = [tuple(map(len, (c.counts, c.predictions, c.scores))) for c in (counts, empty)]
     return counts if layouts[0] == layouts[1] else empty
@@ -262,7 +263,7 @@ def _carry_out(session: Session, watch: Watch, action: p.Action, model: str, now
             _set_quarantine(session, action.key.device, quarantined=False, reason=action.reason)
         case p.FleetAlarm():
             evidence = {"devices": list(action.devices), "names": list(action.names)}
-            _insert(
+            insert_alarm(
                 session,
                 kind="fleet",
                 model=model,
@@ -272,7 +273,7 @@ def _carry_out(session: Session, watch: Watch, action: p.Action, model: str, now
                 evidence=evidence,
             )
         case p.ProposeRetrain():
-            _propose(session, action, model, now)
+            propose(session, action, model, now)
         case p.RollBack():
             if watch.take_back is not None:
                 watch.take_back(session, model, action.digest, action.reason)
@@ -282,7 +283,9 @@ def _open(session: Session, key: p.StreamKey, model: str, now: int, *, level: st
     device = session.get(Device, key.device)
     evidence = dict(device.verdict.get("verdict", {})) if device is not None else {}
     sentence = _sentence(key.device, names, evidence)
-    _insert(session, kind="local", model=model, level=level, now=now, sentence=sentence, evidence=evidence, key=key)
+    insert_alarm(
+        session, kind="local", model=model, level=level, now=now, sentence=sentence, evidence=evidence, key=key
+    )
 
 
 def _sentence(device: str, names: tuple[str, ...], evidence: Mapping[str, Any]) -> str:
@@ -293,7 +296,7 @@ def _sentence(device: str, names: tuple[str, ...], evidence: Mapping[str, Any]) 
     return f"{device} drifts in {', '.join(ordered[:3])}{more}."
 
 
-def _insert(
+def insert_alarm(
     session: Session,
     *,
     kind: str,
@@ -304,6 +307,7 @@ def _insert(
     evidence: Mapping[str, object],
     key: p.StreamKey | None = None,
 ) -> None:
+    """Open an alarm, and write it into the audit log."""
     alarm = Alarm(
         id=secrets.token_hex(6),
         kind=kind,
@@ -349,7 +353,9 @@ def _segment(session: Session, change: SegmentAlarm | SegmentWell, model: str, n
     if isinstance(change, SegmentAlarm):
         f = change.found
         evidence = {"segment": f.name, "devices": list(f.devices), "names": list(f.shared), "p_value": f.p_value}
-        _insert(session, kind="segment", model=model, level="critical", now=now, sentence=f.sentence, evidence=evidence)
+        insert_alarm(
+            session, kind="segment", model=model, level="critical", now=now, sentence=f.sentence, evidence=evidence
+        )
         return
     query = select(Alarm).where(Alarm.kind == "segment", Alarm.model == model, Alarm.closed_at.is_(None))
     for alarm in session.scalars(query):
@@ -375,7 +381,8 @@ def _set_quarantine(session: Session, device_id: str, *, quarantined: bool, reas
     audit.append(session, actor=ACTOR, verb=verb, subject=device_id, detail={"reason": reason})
 
 
-def _propose(session: Session, action: p.ProposeRetrain, model: str, now: int) -> None:
+def propose(session: Session, action: p.ProposeRetrain, model: str, now: int) -> None:
+    """Propose a retrain, where none is proposed or under way."""
     busy = select(RetrainProposal).where(
         RetrainProposal.model == model, RetrainProposal.status.in_(["proposed", "running"])
     )

@@ -399,6 +399,15 @@ class StreamMemory(Base):
     state: Mapped[bytes]  # by `lightship.monitoring.memory`
 
 
+class CommonMemory(Base):
+    """What monitoring remembers of a model's devices, taken together."""
+
+    __tablename__ = "common_memories"
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    looks: Mapped[int]
+    state: Mapped[bytes]  # by `lightship.monitoring.common_shift`
+
+
 class PendingLabels(Base):
     """Labels that arrived before the window they belong to."""
 
@@ -463,7 +472,7 @@ class Alarm(Base):
 
     __tablename__ = "alarms"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    kind: Mapped[str]  # local | fleet | data
+    kind: Mapped[str]  # local | fleet | common | segment | data
     model: Mapped[str] = mapped_column(index=True)
     digest: Mapped[str]
     device: Mapped[str] = mapped_column(default="")

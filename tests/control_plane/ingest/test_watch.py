@@ -16,9 +16,18 @@ from lightship.home import Home
 from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.policy import PolicySettings
 from lightship.monitoring.watch import Watch, watch_model
+from lightship.monitoring.watch_common import remembered, watch_common
 from lightship.monitoring.window_tallies import MOST_FEATURES, OTHERS, told_apart
 from lightship.registry.bundles import BundleCache
-from lightship.storage.models import Alarm, Device, ModelVersion, PolicyRow, WindowRow
+from lightship.storage.models import (
+    Alarm,
+    CommonMemory,
+    Device,
+    ModelVersion,
+    PolicyRow,
+    RetrainProposal,
+    WindowRow,
+)
 from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.profile import Binner, count_outputs
 from lightship_agent.contract.wire import encode
@@ -45,7 +54,7 @@ def window(home: Home, device: str, w: int, *, shift: float = 0.0, **changes: An
     """What ingest stores of a window of rows like those of training, or shifted ones."""
     version = version_of(home)
     bundle = read_bundle(home.artifacts.get(version.digest))
-    rng = np.random.default_rng([w, int(device[-1])])
+    rng = np.random.default_rng([w, int(device.removeprefix("pump-"))])
     rows = rng.normal(size=(ROWS, 4)).astype(np.float32)
     rows[:, 2] += np.float32(shift)
     said = answers(bundle.model, rows, bundle.manifest.outputs)
@@ -194,3 +203,75 @@ def test_devices_with_a_label_that_drift_unlike_the_others_are_one_alarm_that_en
     (same,) = look(10, 0.0)
     assert same.id == alarm.id
     assert same.closed_at is not None
+
+
+@pytest.fixture
+def many(home: Home) -> Home:
+    version = register(home, 1)
+    for i in range(12):
+        add_device(home, f"pump-{i}")
+        reports_running(home, f"pump-{i}", version)
+    return home
+
+
+#: Short windows of a small fleet, so that little is learnt first.
+QUICK = DriftSettings(levels=1, budget=10.0, horizon_windows=100, warm_up=8, baseline=20, season_weeks=0)
+
+
+def goes_on(home: Home, first: int, windows: int, shift: float, devices: int = 12) -> list[Alarm]:
+    """So many windows of all devices, judged, looked at together; the alarms of all of them."""
+    watch = Watch(bundle_of=BundleCache(home.artifacts), drift=QUICK, policy=PolicySettings(quarantine=False))
+    for w in range(first, first + windows):
+        for i in range(devices):
+            window(home, f"pump-{i}", w, shift=shift)
+    watch_model(home.database, watch, "pump")
+    watch_common(home.database, watch, "pump")
+    with home.database.read() as session:
+        return list(session.scalars(select(Alarm).where(Alarm.kind == "common")))
+
+
+def test_all_devices_that_move_together_are_one_alarm_and_a_proposal_which_ends_with_the_shift(many: Home) -> None:
+    assert goes_on(many, 0, 30, 0.0) == []
+    with many.database.read() as session:
+        known = remembered(session, "pump")
+    assert known is not None
+    assert known.looks > QUICK.baseline
+    assert set(known.windows.values()) == {29}
+    assert len(known.devices) == 12
+
+    (alarm,) = goes_on(many, 30, 8, 0.4)
+    assert "All 12 devices have moved together in current" in alarm.sentence
+    assert (alarm.level, alarm.device, alarm.closed_at) == ("critical", "", None)
+    with many.database.read() as session:
+        (proposal,) = session.scalars(select(RetrainProposal))
+    assert proposal.reason == alarm.sentence
+
+    (same,) = goes_on(many, 38, 8, 0.0)
+    assert same.closed_at is not None
+
+
+def test_a_window_is_in_one_look_only_and_looking_again_takes_none(many: Home) -> None:
+    goes_on(many, 0, 5, 0.0)
+    watch = Watch(bundle_of=BundleCache(many.artifacts), drift=QUICK, policy=PolicySettings())
+    with many.database.read() as session:
+        before = session.get_one(CommonMemory, "pump").state
+    assert watch_common(many.database, watch, "pump") == 0
+    with many.database.read() as session:
+        assert session.get_one(CommonMemory, "pump").state == before
+
+
+def test_what_is_remembered_and_not_readable_is_learnt_again_from_what_is_stored(many: Home) -> None:
+    goes_on(many, 0, 5, 0.0)
+    with many.database.write() as session:
+        session.get_one(CommonMemory, "pump").state = b"nonsense"
+    goes_on(many, 5, 1, 0.0)
+    with many.database.read() as session:
+        known = remembered(session, "pump")
+    assert known is not None
+    assert known.looks == 6
+
+
+def test_few_devices_are_not_looked_at_together(many: Home) -> None:
+    assert goes_on(many, 0, 5, 0.0, devices=9) == []
+    with many.database.read() as session:
+        assert remembered(session, "pump") is None

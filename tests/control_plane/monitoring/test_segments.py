@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from lightship.monitoring.segments import (
     SegmentVerdict,
     SegmentWell,
     follow,
+    judge_company,
     judge_segments,
     with_segments,
 )
@@ -154,3 +157,41 @@ def test_what_is_remembered_survives_storage() -> None:
     looks.see(judge([drifting("temp")] * 5, [HEALTHY] * 7))
     state = PolicyState(segments=looks.state)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=PolicyState) == state
+
+
+def faint(name: str) -> Verdict:
+    return msgspec.structs.replace(drifting(name), p_value=0.005)
+
+
+def company(verdicts: list[Verdict], **known: Any) -> tuple[SegmentVerdict, ...]:
+    named = {f"d{i}": v for i, v in enumerate(verdicts)}
+    return judge_company(named, known.get("parts", ()), known.get("fleet", NO_FLEET), DriftSettings())
+
+
+def test_a_few_of_many_that_drift_alike_are_a_company_that_nobody_labelled() -> None:
+    (found,) = company([drifting("temp")] * 5 + [HEALTHY] * 95)
+    assert found.devices == ("d0", "d1", "d2", "d3", "d4")
+    assert found.name == "drift in temp"
+    assert found.sentence.startswith("5 of 100 devices drift in temp, which is no chance (p = ")
+    assert found.sentence.endswith("look for what they share, such as a batch, a firmware, a place.")
+
+
+@pytest.mark.parametrize(
+    "verdicts",
+    [
+        [drifting("temp")] * 2 + [HEALTHY] * 98,  # two are sick one by one
+        [drifting(f"f{i}") for i in range(5)] + [HEALTHY] * 95,  # each in its own way
+        [HEALTHY] * 100,
+        [faint("temp")] * 5 + [HEALTHY] * 500,  # so many are to be expected
+        [],
+    ],
+)
+def test_nothing_less_is_a_company(verdicts: list[Verdict]) -> None:
+    assert company(verdicts) == ()
+
+
+def test_what_a_segment_or_the_fleet_drifts_in_is_theirs() -> None:
+    verdicts = [drifting("temp")] * 5 + [HEALTHY] * 95
+    (found,) = company(verdicts)
+    assert company(verdicts, parts=(msgspec.structs.replace(found, name="site=north"),)) == ()
+    assert company(verdicts, fleet=msgspec.structs.replace(NO_FLEET, kind="fleet", shared=("temp",))) == ()
