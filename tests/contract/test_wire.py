@@ -21,10 +21,12 @@ from lightship_agent.contract.messages import (
     Fault,
     Heartbeat,
     Labels,
+    PackedMoments,
     State,
     Together,
     Update,
     Window,
+    packed,
 )
 from lightship_agent.contract.moments import Moments, Products
 from lightship_agent.contract.quality import FOUND, REFUSED, QualityCount
@@ -62,17 +64,17 @@ def windows() -> st.SearchStrategy[Window]:
         w=st.integers(0, 2**31),
         opened=st.integers(0, 2**53),
         rows=st.integers(0, 2**31),
-        counts=counts,
-        distances=counts,
+        counts=counts.map(packed),
+        distances=counts.map(packed),
         values=counts,
-        moments=st.none() | moments(),
+        moments=moments().map(PackedMoments.of) | st.none(),
         quality=st.lists(st.builds(QualityCount, st.sampled_from([*REFUSED, *FOUND, "later"]), st.integers(-1, 9),
                                    st.integers(0, 2**53)), max_size=3).map(tuple),
     )  # fmt: skip
 
 
 def sums(size: int) -> st.SearchStrategy[tuple[int, ...]]:
-    return st.lists(st.integers(-(2**63), 2**63 - 1), min_size=size, max_size=size).map(tuple)
+    return st.lists(st.integers(-(2**54), 2**54), min_size=size, max_size=size).map(tuple)
 
 
 def moments() -> st.SearchStrategy[Moments]:

@@ -5,12 +5,15 @@ Rules: medians of the process's own CPU time; bytes are of the envelope that the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any, Final
 
 import numpy as np
@@ -21,8 +24,8 @@ from lightship.data.profile import reference_profile
 from lightship.monitoring.drift import watch_stream
 from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.memory import Memory, pack
-from lightship_agent.contract.messages import Envelope, Window
-from lightship_agent.contract.profile import Binner, ReferenceProfile, WindowCounts
+from lightship_agent.contract.messages import Envelope, PackedMoments, Window, packed
+from lightship_agent.contract.profile import Binner, ReferenceProfile, WindowCounts, merge
 from lightship_agent.contract.wire import pack as wire_pack
 from lightship_agent.monitor.ring import RowRing
 from lightship_agent.monitor.tally import Tally
@@ -31,6 +34,7 @@ from .bench import FEATURES, Bench
 from .streams import REFERENCE, ROWS
 
 _SIZES: Final = (200, 1_000, 2_000, 5_000, 10_000, 20_000, 100_000)
+_DIGEST: Final = hashlib.sha256(b"pump").hexdigest()  # one that can't be compressed
 _NAMES: Final = tuple(f"feature_{i}" for i in range(FEATURES))
 
 
@@ -43,20 +47,16 @@ def measure(bench: Bench) -> dict[str, Any]:
     tally, binner = Tally(profile), Binner(profile.features)
     bins = _cpu(lambda: binner.count(rows))
     whole = _cpu(lambda: tally.count(rows, labels, tops))
-    many = [WindowCounts(rows=ROWS, counts=tuple(int(c) for c in binner.count(rows[:ROWS]))) for _ in range(1_000)]
     judged, remembered = _evaluation(profile, binner, rng)
-    arrays = np.array([w.counts for w in many])
-    first, *rest = many
     return {
-        "payload": {str(n): _payload(profile, rng, n) for n in _SIZES},
+        "payload": {str(n): _payload(_window(profile, rng, n)) for n in _SIZES},
         "ms_per_1000_rows_bins": bins,
         "ms_per_1000_rows": whole,
         "us_per_row_hot_path": _hot_path(rows),
         "device_state_bytes": tally.state_bytes,
         "ms_per_evaluation": judged,
         "memory_bytes": remembered,
-        "ms_to_merge_1000": _cpu(lambda: sum(rest, start=first), times=5),
-        "ms_to_add_1000_as_arrays": _cpu(lambda: arrays.sum(axis=0), times=5),
+        **_merged(profile, rng),
         **_device(bench),
     }
 
@@ -94,19 +94,37 @@ def _profile(rng: np.random.Generator) -> ReferenceProfile:
     return reference_profile(rows, list(_NAMES), scores.argmax(axis=1), scores, ("healthy", "worn"))
 
 
-def _payload(profile: ReferenceProfile, rng: np.random.Generator, rows: int) -> int:
+def _window(profile: ReferenceProfile, rng: np.random.Generator, rows: int, number: int = 1_234) -> Window:
+    """A window as a device sends it."""
     tally = Tally(profile)
     for at in range(0, rows, 1_000):
         n = min(1_000, rows - at)
         tops = (0.5 + rng.random(n) / 2).astype(np.float32)
         tally.count(rng.standard_normal((n, FEATURES)).astype(np.float32), rng.integers(0, 2, n), tops)
     counts, _ = tally.take()
-    window = Window(
-        s=4_711, t=1_700_000_000_000, model="pump", version=7, digest="0" * 64, schema="1" * 64, w=1_234,
-        opened=1_700_000_000_000, rows=rows, counts=counts.counts,
-        predictions=counts.predictions, scores=counts.scores, distances=counts.distances, moments=counts.moments,
+    return Window(
+        s=4_711, t=1_700_000_000_000, model="pump", version=7, digest=_DIGEST, schema=_DIGEST[::-1], w=number,
+        opened=1_700_000_000_000, rows=rows, counts=packed(counts.counts), predictions=packed(counts.predictions),
+        scores=packed(counts.scores), distances=packed(counts.distances), moments=PackedMoments.of(counts.moments),
     )  # fmt: skip
+
+
+def _payload(window: Window) -> int:
     return len(wire_pack(Envelope(e="0123456789abcdef", b=3, us=123_456, lo=1, r=(window,))))
+
+
+def _merged(profile: ReferenceProfile, rng: np.random.Generator) -> dict[str, float]:
+    """Milliseconds that the windows of a thousand devices take to become one."""
+    windows = [_window(profile, rng, ROWS, n) for n in range(1_000)]
+    contents = [w.content() for w in windows]
+    one_by_one = reduce(add, contents)
+    if merge([w.content() for w in windows]) != one_by_one:
+        raise AssertionError("Merging at once is not adding.")
+    arrays = np.array([w.counts for w in contents])
+    return {
+        "ms_to_merge_1000": _cpu(lambda: merge([w.content() for w in windows])),
+        "ms_to_add_1000_as_arrays": _cpu(lambda: arrays.sum(axis=0)),
+    }
 
 
 def _hot_path(rows: npt.NDArray[np.float32]) -> float:

@@ -226,7 +226,9 @@ def _messages() -> str:
         "Messages",
         "What both programs agree on. Telemetry is MessagePack (zlib above one TCP segment), the device API, the "
         "assignment and the manifest are JSON; both are decoded straight into these structs, so a wrong type is an "
-        "error at the border. Types are written as in the code.",
+        "error at the border. Types are written as in the code. A packed vector is a byte, its width w in bytes plus "
+        "0x80 if numbers are signed and 0x40 if a base follows (8 bytes, signed, to be added to each); then the lowest "
+        "bytes of all numbers, the next bytes of all, w times. An array of numbers may be sent instead.",
         *sections,
     )
 

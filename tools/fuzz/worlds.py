@@ -73,8 +73,10 @@ def records() -> list[messages.AnyRecord]:
     return [
         messages.Heartbeat(s=1, t=1, running=(running,), health={"disk_free_mb": 9.0}, degraded=("storage.full",)),
         messages.Window(s=2, t=1, model="pump", version=1, digest=digest, schema=schema, w=0, opened=1, rows=3,
-                        counts=(1, 2, 3), distances=(1, 2), values=(3,), quality=(QualityCount("stuck", 0, 1),),
-                        moments=Moments(rows=3, pairs=2, sums=(1, -1), squares=(2, 2), lags=(0, -2))),
+                        counts=messages.packed((1, 2, 300)), distances=(1, 2), values=messages.packed((3,)),
+                        quality=(QualityCount("stuck", 0, 1),),
+                        moments=messages.PackedMoments.of(
+                            Moments(rows=3, pairs=2, sums=(1, -1), squares=(2, 70_000), lags=(0, -2)))),
         messages.Together(s=6, t=1, model="pump", digest=digest, schema=schema, first=0, w=7,
                           products=Products(rows=3, sums=(2, -1, 2))),
         messages.Fault(s=7, t=1, model="pump", digest=digest, schema=schema, w=0, kind="stuck", feature="speed",

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -25,6 +26,7 @@ from .latency import CELLS
 from .moments import Moments, Products, Sums
 from .profile import WindowCounts
 from .quality import Quality
+from .vectors import LONGEST, Vector, check
 
 MAX_RECORDS: Final = 500
 #: Steps of what runs beside the model that serves begin with it.
@@ -43,8 +45,14 @@ ASKABLE: Final = ("rebirth", "loglevel", "snapshot")
 #: The longest time that one may be valid for.
 MAX_ASK_SECONDS: Final = 86_400
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+MAX_COUNT: Final = 2**53
+#: Sums are no further from 0.
+MAX_SUM: Final = 2**54
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 Counts = Annotated[tuple[Count, ...], msgspec.Meta(max_length=120_000)]
+#: A packed `contract.vectors.Vector`; or the numbers one by one, which takes more room.
+PackedCounts = Annotated[bytes, msgspec.Meta(max_length=LONGEST)] | Counts
+PackedSums = Annotated[bytes, msgspec.Meta(max_length=LONGEST)] | Sums
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Text = Annotated[str, msgspec.Meta(max_length=2_000)]
@@ -89,6 +97,69 @@ class Heartbeat(Record, frozen=True, kw_only=True, tag="heartbeat"):
     errors: Errors = {}  # requests refused or failed since the agent began, of all models and of none
 
 
+class PackedMoments(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """`Moments`, packed."""
+
+    rows: int
+    pairs: int
+    sums: PackedSums
+    squares: PackedSums
+    lags: PackedSums
+
+    def __post_init__(self) -> None:
+        """The bytes are vectors.
+
+        Raises:
+            WireError: wire.malformed.
+        """
+        _check((self.sums, self.squares, self.lags), -MAX_SUM)
+
+    @classmethod
+    def of(cls, moments: Moments | None) -> PackedMoments | None:
+        """These moments, packed."""
+        if moments is None:
+            return None
+        return cls(
+            rows=moments.rows,
+            pairs=moments.pairs,
+            sums=packed(moments.sums),
+            squares=packed(moments.squares),
+            lags=packed(moments.lags),
+        )
+
+    def moments(self) -> Moments:
+        """What was packed."""
+        return Moments(
+            rows=self.rows,
+            pairs=self.pairs,
+            sums=numbers(self.sums),
+            squares=numbers(self.squares),
+            lags=numbers(self.lags),
+        )
+
+
+def numbers(part: bytes | Sequence[int]) -> Sequence[int]:
+    """The numbers of a packed part."""
+    return Vector(part) if isinstance(part, bytes) else part
+
+
+def packed(part: Sequence[int]) -> bytes | tuple[int, ...]:
+    """Numbers, packed; none stay none.
+
+    Raises:
+        DataError: data.profile-mismatch for numbers too large to be packed.
+    """
+    if not part:
+        return ()
+    return part.packed if isinstance(part, Vector) else Vector(part).packed
+
+
+def _check(parts: Iterable[bytes | Sequence[int]], least: int) -> None:
+    for part in parts:
+        if isinstance(part, bytes):
+            check(part, least, MAX_COUNT if least == 0 else MAX_SUM)
+
+
 class Window(Record, frozen=True, kw_only=True, tag="window", omit_defaults=True):
     """Counts of one closed window of one stream (bundle digest, schema digest).
 
@@ -102,26 +173,34 @@ class Window(Record, frozen=True, kw_only=True, tag="window", omit_defaults=True
     w: Count  # window number within the stream, from 0
     opened: Count  # wall ms
     rows: Count
-    counts: Counts
-    predictions: Counts = ()
-    scores: Counts = ()
+    counts: PackedCounts
+    predictions: PackedCounts = ()
+    scores: PackedCounts = ()
     invalid: Count = 0  # rows refused by the schema
-    distances: Counts = ()  # D²
-    values: Counts = ()  # a regressor's predictions
-    moments: Moments | None = None
+    distances: PackedCounts = ()  # D²
+    values: PackedCounts = ()  # a regressor's predictions
+    moments: PackedMoments | None = None
     quality: Quality = ()
+
+    def __post_init__(self) -> None:
+        """The bytes are vectors of counts.
+
+        Raises:
+            WireError: wire.malformed.
+        """
+        _check((self.counts, self.predictions, self.scores, self.distances, self.values), 0)
 
     def content(self) -> WindowCounts:
         """The counts alone, which merge."""
         return WindowCounts(
             rows=self.rows,
-            counts=self.counts,
-            predictions=self.predictions,
-            scores=self.scores,
+            counts=numbers(self.counts),
+            predictions=numbers(self.predictions),
+            scores=numbers(self.scores),
             invalid=self.invalid,
-            distances=self.distances,
-            values=self.values,
-            moments=self.moments,
+            distances=numbers(self.distances),
+            values=numbers(self.values),
+            moments=None if self.moments is None else self.moments.moments(),
             quality=self.quality,
         )
 

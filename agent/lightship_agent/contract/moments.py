@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from .codes import DataError
+from .vectors import add, total
 
 STEPS: Final = 16  # per reference standard deviation
 LIMIT: Final = 127  # steps
@@ -29,11 +30,15 @@ MAX_JOINT: Final = 128  # wider models have no products and no distance: they gr
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Sums = Annotated[tuple[Whole, ...], msgspec.Meta(max_length=8_256)]  # as many as MAX_JOINT features have products
+Whole = Annotated[int, msgspec.Meta(ge=-(2**54), le=2**54)]
+if TYPE_CHECKING:
+    Sums = Sequence[int]
+else:
+    # In memory also a `Vector`; what is decoded are numbers, as many at most as MAX_JOINT features have products.
+    Sums = Annotated[tuple[Whole, ...], msgspec.Meta(max_length=8_256)]
 
 
-class Moments(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class Moments(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """Sums over rows, per feature in schema order, in steps: Σz, Σz², and Σ z[t-1]·z[t] over `pairs` neighbours.
 
     The neighbours are rows in the order they were predicted. The correlation of a feature with its own past is
@@ -59,6 +64,21 @@ class Moments(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
             squares=add(self.squares, other.squares),
             lags=add(self.lags, other.lags),
         )
+
+
+def merge_moments(some: Sequence[Moments]) -> Moments:
+    """The sum of one or more, at once.
+
+    Raises:
+        DataError: data.profile-mismatch when the widths differ.
+    """
+    return Moments(
+        rows=sum(m.rows for m in some),
+        pairs=sum(m.pairs for m in some),
+        sums=total([m.sums for m in some]),
+        squares=total([m.squares for m in some]),
+        lags=total([m.lags for m in some]),
+    )
 
 
 class Products(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -219,14 +239,3 @@ def unpack_triangle(packed: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
     lower = np.tril_indices(width, -1)
     matrix[lower] = matrix.T[lower]
     return matrix
-
-
-def add(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
-    """The sum, cell by cell.
-
-    Raises:
-        DataError: data.profile-mismatch when the lengths differ.
-    """
-    if len(a) != len(b):
-        raise DataError("data.profile-mismatch", f"Can't merge {len(a)} counts with {len(b)}.")
-    return tuple(x + y for x, y in zip(a, b, strict=True))

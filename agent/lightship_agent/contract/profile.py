@@ -15,7 +15,9 @@ Source of the design: reference-quantile bins with two-sample tests on counts, `
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Final, TypeVar
 
 import msgspec
@@ -24,9 +26,10 @@ import numpy.typing as npt
 
 from .categories import MAX_CATEGORIES
 from .codes import DataError
-from .moments import MAX_JOINT, Moments, Products, Scales, Sums, add
+from .moments import MAX_JOINT, Moments, Products, Scales, merge_moments
 from .projection import Projection
 from .quality import Quality, merge_quality
+from .vectors import Vector, add, total
 
 MAX_BINS: Final = 20  # per feature, before ties are merged
 SCORE_BINS: Final = 21  # of the top class's score, per predicted class
@@ -167,22 +170,25 @@ class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
         return np.concatenate([np.asarray(f.counts, dtype=np.int64) for f in self.features])
 
 
-class WindowCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Counts over some rows: of one device's window, or of many merged."""
+class WindowCounts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Counts over some rows: of one device's window, or of many merged.
+
+    The vectors are tuples, or `Vector`s, which are quicker to merge; it makes no difference otherwise.
+    """
 
     rows: int
-    counts: tuple[int, ...]
-    predictions: tuple[int, ...] = ()
-    scores: tuple[int, ...] = ()
+    counts: Sequence[int]
+    predictions: Sequence[int] = ()
+    scores: Sequence[int] = ()
     labelled: int = 0
     errors: int = 0
     invalid: int = 0  # rows refused
-    distances: tuple[int, ...] = ()  # cells of `MomentReference.distance`
-    values: tuple[int, ...] = ()  # cells of `ReferenceProfile.values`
+    distances: Sequence[int] = ()  # cells of `MomentReference.distance`
+    values: Sequence[int] = ()  # cells of `ReferenceProfile.values`
     moments: Moments | None = None
     products: Products | None = None
-    residuals: tuple[int, ...] = ()  # cells of `ResidualReference.bins`, as labels come
-    residual_sums: Sums = ()  # of their steps: Σ, Σ²
+    residuals: Sequence[int] = ()  # cells of `ResidualReference.bins`, as labels come
+    residual_sums: Sequence[int] = ()  # of their steps: Σ, Σ²
     quality: Quality = ()
 
     def __add__(self, other: WindowCounts) -> WindowCounts:
@@ -218,17 +224,53 @@ def _both(a: _Part | None, b: _Part | None) -> _Part | None:
     return a + b
 
 
-def _merge(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+def _merge(a: Sequence[int], b: Sequence[int]) -> Sequence[int]:
     return add(a, b) if a and b else a or b
+
+
+def merge(windows: Sequence[WindowCounts]) -> WindowCounts:
+    """The sum of one or more, at once: what `+` makes of them one after the other.
+
+    Raises:
+        DataError: data.profile-mismatch when the layouts differ.
+    """
+    moments = [w.moments for w in windows if w.moments is not None]
+    products = [w.products for w in windows if w.products is not None]
+    return WindowCounts(
+        rows=sum(w.rows for w in windows),
+        counts=total([w.counts for w in windows]),
+        predictions=total([w.predictions for w in windows]),
+        scores=total([w.scores for w in windows]),
+        labelled=sum(w.labelled for w in windows),
+        errors=sum(w.errors for w in windows),
+        invalid=sum(w.invalid for w in windows),
+        distances=_total([w.distances for w in windows]),
+        values=_total([w.values for w in windows]),
+        moments=merge_moments(moments) if moments else None,
+        products=reduce(operator.add, products) if products else None,
+        residuals=_total([w.residuals for w in windows]),
+        residual_sums=_total([w.residual_sums for w in windows]),
+        quality=merge_quality(*(w.quality for w in windows)),
+    )
+
+
+#: Asked first: what a vector holds is not looked into for it.
+_NONE: Final = ()
+
+
+def _total(parts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The sum of those that are there."""
+    there = [part for part in parts if part is not _NONE and part]
+    return total(there) if there else ()
 
 
 def empty_counts(profile: ReferenceProfile) -> WindowCounts:
     """The neutral element of merge for this profile."""
     return WindowCounts(
         rows=0,
-        counts=(0,) * profile.offsets[-1],
-        predictions=(0,) * len(profile.predictions),
-        scores=(0,) * len(profile.scores),
+        counts=Vector([0] * profile.offsets[-1]),
+        predictions=Vector([0] * len(profile.predictions)),
+        scores=Vector([0] * len(profile.scores)),
     )
 
 
@@ -252,7 +294,7 @@ def only_fitting(counts: WindowCounts, profile: ReferenceProfile) -> WindowCount
     )
 
 
-def _fitting(counts: tuple[int, ...], bins: FeatureBins | None) -> tuple[int, ...]:
+def _fitting(counts: Sequence[int], bins: FeatureBins | None) -> Sequence[int]:
     return counts if bins is not None and len(counts) == bins.cells else ()
 
 

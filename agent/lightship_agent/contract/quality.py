@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Final
 
 import msgspec
@@ -45,10 +46,10 @@ class QualityCount(msgspec.Struct, frozen=True, kw_only=False, array_like=True, 
 Quality = Annotated[tuple[QualityCount, ...], msgspec.Meta(max_length=50_000)]
 
 
-def merge_quality(a: tuple[QualityCount, ...], b: tuple[QualityCount, ...]) -> tuple[QualityCount, ...]:
+def merge_quality(*some: tuple[QualityCount, ...]) -> tuple[QualityCount, ...]:
     """The sum, by kind and feature, in their order."""
     counts: dict[tuple[str, int], int] = {}
-    for item in (*a, *b):
+    for item in itertools.chain(*some):
         key = item.kind, item.feature
         counts[key] = counts.get(key, 0) + item.count
     return tuple(QualityCount(*key, count) for key, count in sorted(counts.items()) if count)

@@ -97,7 +97,7 @@ class FaultFinder:
         """The hard faults of a closed window, by kind and feature."""
         if window.rows < MIN_ROWS:
             return []
-        counts = np.array(window.counts, dtype=np.int64)
+        counts = np.asarray(window.counts, dtype=np.int64)
         missing, outside, _ = self._shares(counts, np.full(len(self._under), window.rows))
         mostly = np.flatnonzero(self._numeric & (outside > _MOSTLY))
         swapped = _swapped(self._profile.features, mostly.tolist(), extremes)

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightship_agent.contract.messages import Fault, Together, Window
+from lightship_agent.contract.messages import Fault, PackedMoments, Together, Window, packed
 from lightship_agent.contract.quality import FOUND, WHOLE, Quality, QualityCount, merge_quality
 from lightship_agent.runtime.model import LoadedModel
 
@@ -187,13 +187,13 @@ class StreamMonitor:
             w=number,
             opened=self._opened,
             rows=counts.rows,
-            counts=counts.counts,
-            predictions=counts.predictions,
-            scores=counts.scores,
+            counts=packed(counts.counts),
+            predictions=packed(counts.predictions),
+            scores=packed(counts.scores),
             invalid=self._invalid,
-            distances=counts.distances,
-            values=counts.values,
-            moments=counts.moments,
+            distances=packed(counts.distances),
+            values=packed(counts.values),
+            moments=PackedMoments.of(counts.moments),
             quality=merge_quality(self._quality, _counted(found)),
         )
         self._opened, self._invalid, self._quality = None, 0, ()

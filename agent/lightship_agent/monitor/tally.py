@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from lightship_agent.contract.profile import (
     WindowCounts,
     count_outputs,
 )
+from lightship_agent.contract.vectors import Vector
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -92,10 +94,10 @@ class Tally:
         outputs = self._outputs
         counts = WindowCounts(
             rows=self._rows,
-            counts=tuple(self._counts.tolist()),
-            predictions=tuple(outputs.predictions.tolist()),
-            scores=tuple(outputs.scores.tolist()),
-            values=tuple(outputs.values.tolist()),
+            counts=Vector(self._counts.copy()),
+            predictions=Vector(outputs.predictions.copy()),
+            scores=Vector(outputs.scores.copy()),
+            values=Vector(outputs.values.copy()),
             distances=() if self._joint is None else self._joint.take_distances(),
             moments=None if self._joint is None else self._joint.take_moments(),
         )
@@ -175,16 +177,16 @@ class _Joint:
         return [self._moments, *joint, *([] if self._before is None else [self._before])]
 
     def take_moments(self) -> Moments:
-        sums, squares, lags = (tuple(part.tolist()) for part in self._moments)
+        sums, squares, lags = (Vector(part) for part in self._moments.copy())
         moments = Moments(rows=self._rows, pairs=self._pairs, sums=sums, squares=squares, lags=lags)
         self._rows = self._pairs = 0
         self._moments[:] = 0
         return moments
 
-    def take_distances(self) -> tuple[int, ...]:
+    def take_distances(self) -> Sequence[int]:
         if self._distance is None:
             return ()
-        counts = tuple(self._distances.tolist())
+        counts = Vector(self._distances.copy())
         self._distances[:] = 0
         return counts
 

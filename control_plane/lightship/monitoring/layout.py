@@ -7,7 +7,7 @@ Rules of this room:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -144,12 +144,13 @@ class Layout:
         if found != expected:
             raise DataError("data.profile-mismatch", f"Expected {expected} counts, found {found}.")
         told = {TOGETHER: window.distances, PREDICTIONS: window.values}
-        more: list[int] = []
+        more: list[Sequence[int]] = []
         for name, _, bins in self._further:
             # What a window doesn't tell, or tells of other bins, is not counted: it has no rows there.
             counts = told[name]
-            more += counts if len(counts) == bins.cells else [0] * bins.cells
-        return np.array([*window.counts, *window.predictions, *window.scores, *more], dtype=np.int64)
+            more.append(counts if len(counts) == bins.cells else (0,) * bins.cells)
+        parts = (window.counts, window.predictions, window.scores, *more)
+        return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
 
     def cells(self, vectors: Counts) -> Counts:
         """The streams' merged cells `[blocks, streams, depth]` of flat vectors `[blocks, cells]`; 0 where padded."""

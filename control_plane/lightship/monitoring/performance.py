@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from lightship_agent.contract.moments import add
+from lightship_agent.contract.vectors import add
 
 from .drift_settings import DriftSettings
 from .verdict import Performance
@@ -38,8 +38,8 @@ class Labelled(NamedTuple):
     window: int
     labelled: int
     errors: int
-    residuals: tuple[int, ...] = ()
-    sums: tuple[int, ...] = ()  # of their steps: Σ, Σ²
+    residuals: Sequence[int] = ()
+    sums: Sequence[int] = ()  # of their steps: Σ, Σ²
 
 
 class Trial(NamedTuple):

@@ -1,26 +1,48 @@
 """Monitoring: a device's windows as rows of the database, and back.
 
 Rules:
-* what is searched has a column; all else of a window is one MessagePack of the contract's own `WindowCounts`, so that
-  merging late labels into it is the contract's addition;
+* what is searched has a column; all else of a window is one MessagePack of parts of the contract's own `WindowCounts`,
+  packed as they came, so that merging late labels into it is the contract's addition;
 * a part that is absent was not counted: by an older agent, or since the profile has none;
 * what a device says of its windows is believed only as far as the counts fit together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from lightship.storage.models import PendingLabels, WindowRow
 from lightship_agent.contract.codes import DataError
-from lightship_agent.contract.messages import Counts, Labels, Together, Window
+from lightship_agent.contract.messages import (
+    Counts,
+    Labels,
+    PackedCounts,
+    PackedMoments,
+    Together,
+    Window,
+    numbers,
+    packed,
+)
 from lightship_agent.contract.moments import Products, Sums
 from lightship_agent.contract.profile import WindowCounts
+from lightship_agent.contract.quality import Quality
 from lightship_agent.contract.wire import decode, encode
 
 _NOTHING: Final = WindowCounts(rows=0, counts=())
+
+
+class _More(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of a window's counts, those without a column, as they came; empty parts were not counted."""
+
+    distances: PackedCounts = ()
+    values: PackedCounts = ()
+    moments: PackedMoments | None = None
+    residuals: Counts = ()
+    residual_sums: Sums = ()
+    quality: Quality = ()
 
 
 class StoredProducts(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +73,7 @@ def window_row(device: str, window: Window, pending: PendingLabels | None) -> Wi
         rows=window.rows,
         invalid=window.invalid,
         counts=encode(window.counts),
-        predictions=list(window.predictions),
+        predictions=list(numbers(window.predictions)),
         scores=encode(window.scores),
         labelled=pending.labelled if pending else 0,
         errors=pending.errors if pending else 0,
@@ -81,9 +103,9 @@ def content(row: WindowRow) -> WindowCounts:
     return msgspec.structs.replace(
         _more(row),
         rows=row.rows,
-        counts=decode(row.counts, Counts),
+        counts=numbers(_decoded(row.counts)),
         predictions=tuple(row.predictions),
-        scores=decode(row.scores, Counts),
+        scores=numbers(_decoded(row.scores)),
         labelled=row.labelled,
         errors=row.errors,
         invalid=row.invalid,
@@ -101,14 +123,38 @@ def late_residuals(more: bytes) -> tuple[Counts, Sums]:
     return found.residuals, found.residual_sums
 
 
+def _decoded(part: bytes) -> bytes | Sequence[int]:
+    counts: bytes | Sequence[int] = decode(part, PackedCounts)  # type: ignore[arg-type]
+    return counts
+
+
 def _rest(counts: WindowCounts) -> WindowCounts:
     """Of a window's counts, those without a column."""
     return msgspec.structs.replace(counts, rows=0, counts=(), predictions=(), scores=(), invalid=0)
 
 
 def _more(row: WindowRow | PendingLabels | None) -> WindowCounts:
-    return decode(row.more, WindowCounts) if row is not None and row.more else _NOTHING
+    if row is None or not row.more:
+        return _NOTHING
+    more = decode(row.more, _More)
+    return msgspec.structs.replace(
+        _NOTHING,
+        distances=numbers(more.distances),
+        values=numbers(more.values),
+        moments=None if more.moments is None else more.moments.moments(),
+        residuals=more.residuals,
+        residual_sums=more.residual_sums,
+        quality=more.quality,
+    )
 
 
 def _packed(more: WindowCounts) -> bytes:
-    return b"" if more == _NOTHING else encode(more)
+    kept = _More(
+        distances=packed(more.distances),
+        values=packed(more.values),
+        moments=PackedMoments.of(more.moments),
+        residuals=tuple(more.residuals),
+        residual_sums=tuple(more.residual_sums),
+        quality=more.quality,
+    )
+    return b"" if kept == _More() else encode(kept)

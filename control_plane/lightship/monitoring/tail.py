@@ -27,6 +27,7 @@ from lightship_agent.contract.messages import (
     Update,
     Window,
 )
+from lightship_agent.contract.vectors import Vector
 from lightship_agent.contract.wire import decode, encode, unpack
 
 from .history import Report
@@ -110,9 +111,22 @@ def as_json(report: Report) -> bytes:
             "seq": report.seq,
             "kind": report.kind,
             "clock_trusted": not report.approx,
-            "record": msgspec.msgpack.decode(report.body),
+            "record": _readable(msgspec.msgpack.decode(report.body)),
         }
     )
+
+
+def _readable(part: Any) -> Any:
+    """With the numbers of vectors in the place of their bytes."""
+    match part:
+        case bytes():
+            return Vector(part).array.tolist()
+        case dict():
+            return {name: _readable(value) for name, value in part.items()}
+        case list():
+            return [_readable(value) for value in part]
+        case _:
+            return part
 
 
 def _heartbeat(r: Heartbeat) -> str:

@@ -13,8 +13,6 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +25,7 @@ from lightship.storage.database import Database
 from lightship.storage.models import Alarm, Device, PolicyRow, RetrainProposal, StreamMemory, WindowRow
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import LightshipError
+from lightship_agent.contract.moments import merge_moments
 from lightship_agent.contract.profile import WindowCounts, empty_counts, only_fitting
 
 from . import memory as memories
@@ -202,7 +201,7 @@ def _together(rows: Mapping[int, WindowRow], counts: Mapping[int, WindowCounts],
         moments = [counts[i].moments for i in range(max(told.first, n - _LONGEST), n + 1) if i in counts]
         known = [m for m in moments if m is not None]
         if known and len(known) == n + 1 - told.first:
-            found.append(Together(told.first, n, told.products, reduce(add, known)))
+            found.append(Together(told.first, n, told.products, merge_moments(known)))
     return found
 
 

@@ -219,7 +219,7 @@ def test_a_regressors_values_are_counted_in_the_cells_of_its_profile() -> None:
     values = answered("regressor")[2]
     bins = model("regressor").profile.values
     assert bins is not None
-    total = np.array([w.values for w in windows]).sum(axis=0)
+    total = np.array([w.content().values for w in windows]).sum(axis=0)
     assert total.tolist() == Binner([bins]).count(values[:, None]).tolist()
     assert windows[0].predictions == windows[0].scores == ()
 

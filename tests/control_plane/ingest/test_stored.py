@@ -15,14 +15,14 @@ from lightship.monitoring import stored
 from lightship.monitoring.policy import StreamKey
 from lightship.monitoring.watch import _open_alarms
 from lightship.storage.models import Alarm, AuditEvent, PendingLabels, WindowRow
-from lightship_agent.contract.messages import AnyRecord, Fault, Heartbeat, Labels, Together
+from lightship_agent.contract.messages import AnyRecord, Fault, Heartbeat, Labels, PackedMoments, Together, packed
 from lightship_agent.contract.moments import Moments, Products
 from lightship_agent.contract.profile import WindowCounts
 from lightship_agent.contract.quality import QualityCount
 
 MOMENTS = Moments(rows=10, pairs=9, sums=(3, -4), squares=(160, 170), lags=(-20, 30))
 PARTS: dict[str, Any] = {
-    "distances": (0, 10, 0), "values": (5, 5), "moments": MOMENTS,
+    "distances": packed((0, 1_000, 0)), "values": (5, 5), "moments": PackedMoments.of(MOMENTS),
     "quality": (QualityCount("stuck", 1, 1), QualityCount("type", -1, 2)), "invalid": 2,
 }  # fmt: skip
 

@@ -28,7 +28,8 @@ from lightship.monitoring.history import DAY_MS, History, Keep, Report, open_his
 from lightship.monitoring.tail import REMEMBERED, Once, as_json, line
 from lightship.storage.audit import now_ms
 from lightship_agent.contract import topics
-from lightship_agent.contract.messages import AnyRecord, Fault, Update, Window
+from lightship_agent.contract.messages import AnyRecord, Fault, PackedMoments, Update, Window, packed
+from lightship_agent.contract.moments import Moments
 from lightship_agent.contract.wire import encode, pack
 
 EPOCH = "0123456789abcdef"
@@ -240,6 +241,18 @@ def test_faults_and_failed_updates_are_grave_and_healthy_heartbeats_minor() -> N
     assert line(stored(heartbeat(1, t=1))).minor
     window = Window(s=1, t=1, model="pump", version=1, digest=DIGEST, schema=DIGEST, w=4, opened=1, rows=9, counts=(9,))
     assert line(stored(window)).says == "pump@1 window 4: 9 rows, 0 refused"
+
+
+def test_counts_are_numbers_in_json() -> None:
+    moments = PackedMoments.of(Moments(rows=9, pairs=8, sums=(-3,), squares=(900,), lags=(1,)))
+    window = Window(
+        s=1, t=1, model="pump", version=1, digest=DIGEST, schema=DIGEST, w=4, opened=1, rows=9,
+        counts=packed((9, 0, 700)), values=(1, 2), moments=moments,
+    )  # fmt: skip
+
+    record = json.loads(as_json(stored(window)))["record"]
+
+    assert (record["counts"], record["values"], record["moments"]) == ([9, 0, 700], [1, 2], [9, 8, [-3], [900], [1]])
 
 
 def test_what_is_not_a_number_is_null_in_json(tmp_path: Path) -> None:
