@@ -131,7 +131,7 @@ def serve_devices(home: Home, broker: BrokerInfo | None = None) -> Iterator[Serv
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
     try:
-        until(lambda: server.started, 60)
+        until(lambda: server.started, 180)
         yield Served(home, f"https://127.0.0.1:{listening.getsockname()[1]}")
     finally:
         server.should_exit = True

@@ -62,7 +62,7 @@ def lines_of_an_agent(tmp_path: Path) -> list[dict[str, Any]]:
         identity = field.enrolled("press-1")
         field.fault(".", status=500)
         with RunningAgent(identity.folder.parent, LOG_FORMAT="json", POLL_SECONDS="0.2") as agent:
-            until(lambda: "link.status" in agent.log.read_text(), 60)
+            until(lambda: "link.status" in agent.log.read_text(), 180)
             agent.terminate()
             return lines(agent.log.read_text())
 

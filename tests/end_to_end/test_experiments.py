@@ -65,25 +65,25 @@ def test_a_shadow_then_an_ab_then_nothing_is_left(home: Home, tmp_path: Path) ->
             agent.wait_for(one.digest)
 
             experiment(home, "start", "pumps", "pump@2", "--shadow", "--name", "shade")
-            until(lambda: states(agent) == ["up"], 60)
+            until(lambda: states(agent) == ["up"], 180)
             assert {ask(client, i) for i in range(200)} == {("1", one.digest)}
-            until(lambda: (experiment(home, "show", "shade")["agreement"] or {}).get("rows") == 200, 60)
+            until(lambda: (experiment(home, "show", "shade")["agreement"] or {}).get("rows") == 200, 180)
             shown = experiment(home, "show", "shade")
             assert (shown["agreement"]["same"], shown["agreement"]["failures"]) == (0, 0)
             assert shown["devices"] == {"pump-1": {"state": "up", "code": ""}}
             experiment(home, "stop", "shade")
-            until(lambda: states(agent) == [], 60)
+            until(lambda: states(agent) == [], 180)
 
             experiment(home, "start", "pumps", "pump@2", "--share", "0.3", "--name", "third")
-            until(lambda: states(agent) == ["up"], 60)
+            until(lambda: states(agent) == ["up"], 180)
             arms = {key: ask(client, i, key=key) for i, key in enumerate(KEYS)}
             assert set(arms.values()) == {("1", one.digest), ("2", two.digest)}
             assert 0.24 < sum(version == "2" for version, _ in arms.values()) / len(KEYS) < 0.36
             assert {key: ask(client, i, key=key) for i, key in enumerate(KEYS)} == arms
-            until(lambda: experiment(home, "show", "third")["challenger"]["requests"] > 200, 60)
+            until(lambda: experiment(home, "show", "third")["challenger"]["requests"] > 200, 180)
             experiment(home, "stop", "third", "--reason", "seen enough")
 
-            until(lambda: states(agent) == [] and agent.serving() == [one.digest], 60)
+            until(lambda: states(agent) == [] and agent.serving() == [one.digest], 180)
             assert {ask(client, i, key=key)[0] for i, key in enumerate(KEYS[:50])} == {"1"}
             assert [p.stem for p in (state / "bundles").iterdir()] == [one.digest]
             assert experiment(home, "show", "third")["status"] == "stopped"

@@ -80,7 +80,7 @@ class RunningAgent:
     def serving(self) -> list[str]:
         return [r["digest"] for r in self.status().get("running", [])]
 
-    def wait_for(self, digest: str, seconds: float = 60.0) -> None:
+    def wait_for(self, digest: str, seconds: float = 180.0) -> None:
         """Wait until it serves that digest and has committed it."""
 
         def settled() -> bool:

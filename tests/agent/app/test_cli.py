@@ -271,7 +271,7 @@ def test_a_fault_of_data_does_not_wait_for_the_next_report(field: Field) -> None
             with field.home.database.read() as session:
                 return [(a.kind, a.device) for a in session.query(Alarm)]
 
-        until(lambda: bool(told()), 60)
+        until(lambda: bool(told()), 180)
     assert told()[0] == ("data", "press-1")
 
 

@@ -41,7 +41,7 @@ def test_killed_while_a_companion_comes_the_champion_serves_at_once_and_the_comp
     with RunningAgent(state, fail_point=where) as agent:
         assert agent.process.wait(60) == -signal.SIGKILL
     with RunningAgent(state) as agent:
-        until(lambda: [b["state"] for b in agent.status().get("beside", [])] == ["up"], 60)
+        until(lambda: [b["state"] for b in agent.status().get("beside", [])] == ["up"], 180)
         assert agent.serving() == [first.digest, second.digest]
         agent.terminate()
 

@@ -75,13 +75,13 @@ def test_a_bundle_in_the_penalty_box_is_tried_again_when_the_device_is_told_to(f
     bad = field.release(1, golden_shift=0.01)
     field.assign("press-1", bad)
     with RunningAgent(state, POLL_SECONDS="0.3") as agent:
-        until(lambda: bad.digest in agent.status().get("update", {}).get("penalties", {}), 60.0)
-        until(lambda: agent.log.read_text().count("failed update.golden") == 3, 60.0)
+        until(lambda: bad.digest in agent.status().get("update", {}).get("penalties", {}), 180)
+        until(lambda: agent.log.read_text().count("failed update.golden") == 3, 180)
 
         done = command("retry", "--json", state=state)
 
         assert json.loads(done.stdout)["taken"] == "yes"
-        until(lambda: agent.log.read_text().count("failed update.golden") == 4, 60.0)
+        until(lambda: agent.log.read_text().count("failed update.golden") == 4, 180)
 
 
 def test_a_folder_of_no_agent_takes_no_orders(tmp_path: Path) -> None:

@@ -50,6 +50,6 @@ def test_a_model_whose_golden_tensors_disagree_here_is_not_served(field: Field) 
         def refused() -> bool:
             return "update.golden" in agent.log.read_text()
 
-        until(refused, 60)
+        until(refused, 180)
         assert agent.serving() == [first.digest]
         assert ask(agent).json()["parameters"]["digest"] == first.digest

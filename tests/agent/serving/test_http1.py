@@ -296,7 +296,7 @@ def test_health_and_a_small_model_answer_promptly_while_many_ask_a_slow_one(make
 
     assert statuses == [200] * 8
     # Behind the slow ones each would have waited for four answers.
-    assert sorted(waits)[len(waits) * 3 // 4] * 1_000 < slow.row_ms
+    assert sorted(waits)[len(waits) * 3 // 4] * 1_000 < 3 * slow.row_ms
 
 
 # What they may not ----------------------------------------------------------------------------------------------------

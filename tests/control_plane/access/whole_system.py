@@ -69,7 +69,7 @@ class WholeSystem:
         ports = ("--api-port", "0", "--device-port", "0", "--mqtt-port", "0", "--reconcile-seconds", "0.2")
         flags = (*ports, "--broker", self.broker, "--log-level", "debug", "--ready-file", str(ready))
         self._start("control-plane", "lightship", "--home", str(self.home), "up", *flags)
-        until(lambda: ready.exists() and self._alive(), 60)
+        until(lambda: ready.exists() and self._alive(), 180)
         self.addresses = json.loads(ready.read_text())
 
     def start_device(self, device: str) -> None:
@@ -146,7 +146,7 @@ def key_material(pem: str) -> list[str]:
     return found
 
 
-def wait_for(ready: Any, seconds: float = 60.0) -> None:
+def wait_for(ready: Any, seconds: float = 180.0) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not ready():

@@ -43,7 +43,7 @@ def url(tmp_path: Path) -> Iterator[str]:
     ]  # fmt: skip
     process = subprocess.Popen(command)
     try:
-        until(lambda: ready(f"http://127.0.0.1:{port}"), 60)
+        until(lambda: ready(f"http://127.0.0.1:{port}"), 180)
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.terminate()

@@ -256,7 +256,7 @@ def test_killed_between_storing_and_sending_nothing_is_lost_and_what_is_repeated
         assert heard(receiver) == [*[("open", 1)] * times, ("resolve", 2)]
         third = run_up(home.path, tmp_path, settings)
         try:
-            until((tmp_path / "ready").exists, 60)
+            until((tmp_path / "ready").exists, 180)
             time.sleep(2)  # some twenty looks
         finally:
             third.send_signal(signal.SIGTERM)

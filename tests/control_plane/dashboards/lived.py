@@ -160,7 +160,7 @@ def prometheus_server(folder: Path, scraped: int, program: str) -> Iterator[str]
         return False
 
     try:
-        until(ready, 60)
+        until(ready, 180)
         yield url
     finally:
         process.terminate()

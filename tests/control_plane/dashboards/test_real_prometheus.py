@@ -27,7 +27,7 @@ def test_a_real_prometheus_evaluates_every_panel_and_every_rule(
     monkeypatch.setattr(metrics, "CACHE_SECONDS", 0.2)
     fill(home)
     with going_on(home), operator_server(home) as port, prometheus_server(tmp_path, port, PROGRAM) as url:
-        until(lambda: asked(url, "query", query="lightship:label_errors:ratio1d > 0")["data"]["result"], 60)
+        until(lambda: asked(url, "query", query="lightship:label_errors:ratio1d > 0")["data"]["result"], 180)
         until(
             lambda: asked(url, "query", query="lightship:inference_latency_seconds:p95_15m > 0")["data"]["result"], 60
         )

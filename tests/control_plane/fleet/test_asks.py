@@ -153,7 +153,7 @@ def test_a_running_agent_answers_over_a_real_broker(fresh_home: Path, tmp_path: 
         home = Home.open(tmp_path / "home")
         enrolled(home, url, tmp_path, "pump-1")
         with RunningAgent(tmp_path / "pump-1", HTTP_TOKEN_FILE="") as agent:
-            until(lambda: agent.status().get("link", {}).get("mqtt") == "up", 60)
+            until(lambda: agent.status().get("link", {}).get("mqtt") == "up", 180)
 
             said = [
                 json.loads(lightship(tmp_path / "home", "device", "ask", "pump-1", *words, "--json", "--wait", "30"))

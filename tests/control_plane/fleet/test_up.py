@@ -45,7 +45,7 @@ def up(home: Path, broker: str) -> Iterator[subprocess.Popen[bytes]]:
     with (home.parent / "up.log").open("wb") as log:
         process = subprocess.Popen([*COMMAND, "--home", str(home), "up"], env=environment, stdout=log, stderr=log)
     try:
-        until(lambda: b"https://" in (home.parent / "up.log").read_bytes() or process.poll() is not None, 60)
+        until(lambda: b"https://" in (home.parent / "up.log").read_bytes() or process.poll() is not None, 180)
         assert process.poll() is None, (home.parent / "up.log").read_text()
         yield process
     finally:

@@ -191,7 +191,7 @@ def test_the_runner_starts_a_process_and_notices_how_it_ended(champion: Home) ->
     working = runner(champion)
     working.tick()
     assert proposal(champion, which).status == "running"
-    until(lambda: working._process is None or working._process.poll() is not None, 60)
+    until(lambda: working._process is None or working._process.poll() is not None, 180)
     working.tick()
     # The run of this champion has no recipe that could be repeated.
     assert proposal(champion, which).status in ("failed", "refused")

@@ -123,7 +123,7 @@ def test_it_sends_again_and_again_until_it_is_told_to_stop(fleet: Home, tmp_path
         words += ["--every", "1"]
         process = subprocess.Popen([sys.executable, *words], stderr=told)
         try:
-            until(lambda: out.exists() and len(out.read_text().splitlines()) >= 2, 60)
+            until(lambda: out.exists() and len(out.read_text().splitlines()) >= 2, 180)
         finally:
             process.terminate()
             status = process.wait(60)
