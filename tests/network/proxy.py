@@ -152,6 +152,7 @@ def _end(client: socket.socket, how: End) -> None:
     if how == "hang":
         return
     if how == "reset":
+        time.sleep(0.05)  # whoever keeps up has read by now what the reset would take along
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # The thread that reads from it holds it open until it wakes.
         client.shutdown(socket.SHUT_RD)

@@ -94,7 +94,9 @@ class Mail:
         except (smtplib.SMTPSenderRefused, smtplib.SMTPRecipientsRefused, smtplib.SMTPDataError) as e:
             raise AlertError("alert.refused", f"{where} refused the letter: {_codes(e)}.") from e
         except smtplib.SMTPServerDisconnected as e:
-            code = "alert.slow" if deadline.over else "alert.unreachable"
+            # The library says so of a reply that did not come, too; and the socket's clock may strike before ours.
+            late = deadline.over or isinstance(e.__context__, TimeoutError)
+            code = "alert.slow" if late else "alert.unreachable"
             raise AlertError(code, f"{where} ended the connection, or did not answer in time.") from e
         except smtplib.SMTPException as e:
             remedy = "Set alert_mail_tls to what it speaks."

@@ -25,6 +25,7 @@ from tests.control_plane.things import settings_for
 from lightship.alerting import signature
 from lightship.alerting.channels import named, set_up
 from lightship.alerting.payload import Message, Told, trial
+from lightship.alerting.post import Deadline
 from lightship.home import Home
 from lightship_agent.contract.codes import AlertError, LightshipError, SettingsError
 
@@ -277,6 +278,15 @@ def test_a_mail_server_that_says_nothing_is_slow_and_one_that_is_none_speaks_oth
         where = web.url.split("/")[2]
         e = refusal(home, mailed(home, where, tmp_path / "s", alert_timeout_seconds=2), "mail")
         assert e.code in ("alert.slow", "alert.protocol")
+
+
+def test_a_mail_server_that_says_nothing_is_slow_whichever_clock_strikes_first(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Deadline, "_end", lambda _: None)  # a busy machine wakes our timer after the socket's
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert refusal(home, mailed(home, where, tmp_path / "s", alert_timeout_seconds=1), "mail").code == "alert.slow"
 
 
 def test_a_channel_that_is_not_set_up_is_unknown(home: Home) -> None:
