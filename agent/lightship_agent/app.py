@@ -84,7 +84,8 @@ TICK_SECONDS = 1.0
 #: Without MQTT for so long, reports go over HTTPS.
 HTTPS_FALLBACK_SECONDS = 60.0
 LOW_DISK_MB = 50.0
-SWITCH_SECONDS = 0.001
+#: Within a request Python's lock is given up, and taken back, some four times, and each may have to wait so long.
+SWITCH_SECONDS = 0.0001
 #: Whoever waited for us to serve is answered before we load what the network takes.
 FIRST_SECONDS = 0.05
 #: Of the outbox of events, beside that of reports: years of them.
@@ -233,9 +234,10 @@ class Agent:
         told: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: told.put(number))
-        # What counts rows or checks a bundle lets a request in after a millisecond, and not after Python's five.
+        # What counts rows or applies an update lets a request in soon, and not after Python's five milliseconds.
         sys.setswitchinterval(SWITCH_SECONDS)
         self.start()
+        gc.freeze()  # what was loaded stays; to look through it for garbage would hold up requests for 20 ms
         gc.enable()  # see the module `start`
         trim_memory()
         try:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from .contract.codes import SettingsError
 from .contract.manifest import PROVIDERS
@@ -21,8 +22,7 @@ from .monitor.redaction import parse_redaction
 from .update.windows import parse_windows
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One row: the environment variable is LIGHTSHIP_AGENT_<NAME>."""
 
     name: str
@@ -177,8 +177,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 )
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """The parsed settings; field names are those of SETTINGS."""
 
     state_dir: Path
@@ -236,7 +235,7 @@ def load_settings(environment: Mapping[str, str], overrides: Mapping[str, str | 
         SettingsError: settings.invalid, naming the variable and the value found.
     """
     flags = overrides or {}
-    types = {f.name: str(f.type) for f in fields(Settings)}
+    types = Settings.__annotations__
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         given = flags.get(setting.name)

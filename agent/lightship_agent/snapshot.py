@@ -6,8 +6,9 @@ Rules: pure. No rows, no labels, no secrets; where a setting names a file or a c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, Final
+
+import msgspec
 
 from .logs import redacted
 from .settings import Settings
@@ -28,7 +29,7 @@ def snapshot_of(status: dict[str, Any], settings: Settings, lines: Sequence[str]
 
 def _told(settings: Settings) -> dict[str, Any]:
     said = {}
-    for name, value in asdict(settings).items():
+    for name, value in msgspec.structs.asdict(settings).items():
         hidden = name.endswith(_UNSAID) and value
         said[name] = "set" if hidden else value if isinstance(value, int | float) else redacted(str(value))
     return said

@@ -126,9 +126,9 @@ def _words(route: APIRoute) -> str:
     return " ".join(words.split())
 
 
-def _template(pattern: re.Pattern[str]) -> str:
+def _template(pattern: str) -> str:
     """`/v2/models/{model}` of a pattern with named groups; optional parts in brackets."""
-    text = re.sub(r"\(\?P<(\w+)>\[\^/\]\+\)", r"{\1}", pattern.pattern)
+    text = re.sub(r"\(\?P<(\w+)>\[\^/\]\+\)", r"{\1}", pattern)
     text = re.sub(r"\(\?:(.*?)\)\?", r"[\1]", text)
     return text.removesuffix("/?")
 

@@ -17,7 +17,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -50,8 +49,7 @@ _GAP_SECONDS: Final = 15.0  # of silence
 _ANSWER_SECONDS: Final = 60.0  # for a whole body
 
 
-@dataclass(frozen=True)
-class Desired:
+class Desired(msgspec.Struct, frozen=True):
     """What the server said about this device: an envelope, if any, and how far it has stored our reports."""
 
     envelope: bytes | None
@@ -74,8 +72,7 @@ class Stored(NamedTuple):
     acked: tuple[Acknowledged, ...]
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """An answer, read whole and within bounds."""
 
     url: str

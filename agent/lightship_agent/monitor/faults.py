@@ -20,9 +20,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -56,8 +56,7 @@ _FACTOR: Final = 0.5 * math.log2(10)  # half an order of magnitude
 _MARGIN: Final = 0.1  # of a range, for what is to be within another feature's
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, order=True):
     """A fault of one feature in one window."""
 
     kind: str
@@ -65,8 +64,7 @@ class Found:
     rate: float  # share of the window's rows
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """A fault that has begun or is over."""
 
     kind: str

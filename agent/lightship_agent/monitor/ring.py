@@ -11,17 +11,16 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 NO_CLASS: Final = -1  # the label of a regressor's row
 
 
-@dataclass(frozen=True, slots=True)
-class Requests:
+class Requests(msgspec.Struct, frozen=True):
     """Where requests' rows are in a block, oldest first: three columns, and not an object for each.
 
     Row i of request k is at `firsts[k] + i`; rows before the block's start (negative) were overwritten.
@@ -36,8 +35,7 @@ class Requests:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(msgspec.Struct, frozen=True):
     """Drained rows, oldest first: float32 `[n, width]`, int64 `[n]`, float32 `[n]`."""
 
     rows: npt.NDArray[np.float32]
@@ -142,6 +140,11 @@ class _Buffer:
         self.rows = np.full((capacity, width), 0, dtype=np.float32)
         self.labels = np.full(capacity, 0, dtype=np.int64)
         self.tops = np.full(capacity, 0, dtype=np.float32)
+        # The same memory, past numpy: between requests its code leaves the processor's caches, and costs 2 µs a row.
+        self._width = width
+        self._cells: Any = self.rows.ravel().data  # takes an array as it takes bytes, which its type does not say
+        self._classes: memoryview[Any] = self.labels.data
+        self._highest: memoryview[Any] = self.tops.data
         self.head = 0
         self.held = 0  # rows, when it was cleared
         #: Of each row the id of its request; None of a request with more rows, which is among `several`.
@@ -155,9 +158,9 @@ class _Buffer:
 
     def put_row(self, row: npt.NDArray[np.float32], label: int, top: float, request_id: str) -> None:
         at = self.head % self.capacity
-        self.rows[at] = row
-        self.labels[at] = label
-        self.tops[at] = top
+        self._cells[at * self._width : (at + 1) * self._width] = row
+        self._classes[at] = label
+        self._highest[at] = top
         self.ids[at] = request_id
         self.head += 1
 

@@ -10,9 +10,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,8 +32,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Extremes:
+class Extremes(msgspec.Struct, frozen=True):
     """Of one window, per feature; NaN where nothing was measured.
 
     `magnitude` is the mean of log₂|x| over the values beyond the reference's range.

@@ -18,9 +18,9 @@ Knowledge and Information Systems 41, 2014; Shapley values by sampled permutatio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -33,8 +33,7 @@ BATCH_BYTES: Final = 4 << 20
 MAX_BATCH: Final = 512  # rows: another request's prediction does not wait longer for its turn
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Explanation:
+class Explanation(msgspec.Struct, frozen=True, eq=False):
     """Of n rows."""
 
     shares: Doubles  # [n, width]

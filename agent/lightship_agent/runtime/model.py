@@ -14,10 +14,8 @@ Rules:
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -60,30 +58,33 @@ class Prediction(msgspec.Struct, frozen=True, eq=False):
         return 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedModel:
+class LoadedModel(msgspec.Struct, frozen=True, eq=False):
     """A model that is ready to predict; immutable, and safe to call from several threads."""
 
     name: str
     version: int
     digest: str  # of the bundle
-    schema: FeatureSchema = field(repr=False)
+    schema: FeatureSchema
     schema_digest: str
-    outputs: Outputs = field(repr=False)
-    profile: ReferenceProfile = field(repr=False)
+    outputs: Outputs
+    profile: ReferenceProfile
     since_ms: int  # wall ms, when it was loaded
     row_ms: float  # the fastest warm-up run of one row
-    _session: Any = field(repr=False)
-    _fetch: tuple[str, ...] = field(repr=False)
-    _classes: int = field(repr=False)  # 0 for a regressor
-    spec: TensorSpec | None = field(repr=False, default=None)  # of a model that takes tensors instead of rows
-    projectors: Mapping[str, Projector] = field(repr=False, default_factory=dict)  # of its inputs
-    bound: BoundRow | None = field(repr=False, default=None)  # memory for one row, where the graph allows it
+    _session: Any
+    _fetch: tuple[str, ...]
+    _classes: int  # 0 for a regressor
+    spec: TensorSpec | None = None  # of a model that takes tensors instead of rows
+    projectors: Mapping[str, Projector] = msgspec.field(default_factory=dict)  # of its inputs
+    bound: BoundRow | None = None  # memory for one row, where the graph allows it
     batches_exactly: bool = False  # whether rows answered together are to the bit what each is alone
     provider: str = CPU  # what computes
     precision: str = "fp32"
     notes: tuple[str, ...] = ()  # why not what the manifest wished for
-    background: npt.NDArray[np.float32] | None = field(repr=False, default=None)  # what is usual, for explanations
+    background: npt.NDArray[np.float32] | None = None  # what is usual, for explanations
+
+    def __repr__(self) -> str:
+        """Which one it is; what it holds is large."""
+        return f"LoadedModel({self.name}@{self.version}, {self.digest[:12]})"
 
     def predict(self, rows: npt.NDArray[np.float32]) -> Prediction:
         """Predict `rows`, float32 C-contiguous `[n, width]`, as `FeatureSchema.check_rows` returns them.
@@ -133,7 +134,7 @@ class LoadedModel:
 
     def described(self) -> LoadedModel:
         """The same without its session: what may be kept for long, and does not keep the model in memory."""
-        return dataclasses.replace(self, _session=None, bound=None, background=None)
+        return msgspec.structs.replace(self, _session=None, bound=None, background=None)
 
     def _classify(self, found: list[Any], rows: int) -> Prediction:
         """The graph's answers come in the order of `Outputs.names`: label, then scores, each if there."""
@@ -182,8 +183,8 @@ def load_model(bundle: Bundle, *, since_ms: int | None = None, allowed: Allowed 
         except (BundleError, UpdateError) as e:
             notes.append(f"{provider}: {e.message[:200]}")
         else:
-            return dataclasses.replace(model, notes=tuple(notes))
-    return dataclasses.replace(_load_on(CPU, bundle, plan, since), notes=tuple(notes))
+            return msgspec.structs.replace(model, notes=tuple(notes))
+    return msgspec.structs.replace(_load_on(CPU, bundle, plan, since), notes=tuple(notes))
 
 
 def _load_on(provider: str, bundle: Bundle, plan: Plan, since_ms: int) -> LoadedModel:
@@ -215,12 +216,12 @@ def _load_on(provider: str, bundle: Bundle, plan: Plan, since_ms: int) -> Loaded
     )
     if bundle.tensors is not None:
         first = {array.name: array.array()[:1] for array in bundle.tensors.inputs}
-        return dataclasses.replace(model, row_ms=_warm_up(lambda: model.predict_tensors(first)))
+        return msgspec.structs.replace(model, row_ms=_warm_up(lambda: model.predict_tensors(first)))
     rows = np.ascontiguousarray(bundle.golden.inputs.matrix()[:_COMPARED_ROWS], dtype=np.float32)
     name, names = model.schema.input_name, list(manifest.outputs.names)
     # Threads share out a sum as they come, and other hardware in its own way: sixteen rows prove nothing then.
     is_steady = provider == CPU and plan.threads == 1
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         model,
         row_ms=_warm_up(lambda: model.predict(rows[:1])),
         # A bound row is filled unchecked, and a number there must stand for a category.

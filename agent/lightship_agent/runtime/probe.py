@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +29,7 @@ _MAX_REPORT: Final = 64 * 1024  # bytes of the child's output that are read
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeReport:
+class ProbeReport(msgspec.Struct, frozen=True):
     """What the trial measured on this device."""
 
     max_difference: float  # of golden scores or values

@@ -7,9 +7,9 @@ of a regressor; the device and the control plane explain by this same code.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -19,8 +19,7 @@ from .explain import Explanation, Floats, explain
 from .model import LoadedModel
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reasons:
+class Reasons(msgspec.Struct, frozen=True, eq=False):
     """Of n rows: the rows, what of the answers is explained, and how it came about."""
 
     rows: Floats

@@ -10,8 +10,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from lightship_agent.contract.codes import ServingError
 
@@ -24,8 +25,7 @@ _BESIDE: Final = 1 << 20  # bytes that any session takes
 RESERVE: Final = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
+class Resident(msgspec.Struct, frozen=True):
     """A model in memory."""
 
     digest: str
@@ -34,8 +34,7 @@ class Resident:
     busy: bool  # whether it may not go
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(msgspec.Struct, frozen=True):
     """Bytes that a model takes: for good, and while it is being loaded."""
 
     settled: int

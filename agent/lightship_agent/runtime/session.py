@@ -12,8 +12,9 @@ Rules:
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from lightship_agent.contract.codes import BundleError
 from lightship_agent.contract.manifest import Runtime
@@ -37,8 +38,7 @@ PROVIDERS: Final[dict[str, str]] = {
 _FATAL_ONLY: Final = 4  # onnxruntime's log level: we report its exceptions, it need not write to stderr as well
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(msgspec.Struct, frozen=True):
     """What a device allows. `providers` None: whatever there is; `threads` 0: as many as it has processors."""
 
     providers: tuple[str, ...] | None = None
@@ -55,8 +55,7 @@ class Allowed:
         return "any" if self.providers is None else ",".join(self.providers)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What to try, in order; the CPU is not among it."""
 
     providers: tuple[str, ...]

@@ -27,9 +27,10 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
+
+import msgspec
 
 from lightship_agent.contract.codes import LightshipError, ServingError, SettingsError
 from lightship_agent.files import write_durably
@@ -132,8 +133,7 @@ class Door:
             self._known.add(host)
 
 
-@dataclass(frozen=True)
-class Tls:
+class Tls(msgspec.Struct, frozen=True):
     """Files of a TLS server.
 
     `client_ca` is whose certificates clients must show; None asks for none.
@@ -176,8 +176,7 @@ class Tls:
         return context
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(msgspec.Struct, frozen=True):
     """What is asked of whoever comes over TCP."""
 
     tls: Tls | None = None

@@ -12,8 +12,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
+
+import msgspec
 
 from lightship_agent.contract.codes import ServingError
 
@@ -22,8 +23,7 @@ _LOG: Final = logging.getLogger("lightship.serving")
 _IN_A_ROW: Final = 16
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What one client, and all of them, may take."""
 
     head_bytes: int = 32 * 1024

@@ -19,7 +19,6 @@ import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -80,8 +79,7 @@ _AFTER: Final = b"/infer"
 _LOG: Final = logging.getLogger("lightship.serving")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A request that found its route."""
 
     headers: Mapping[bytes, bytes]
@@ -105,26 +103,27 @@ class _Index(msgspec.Struct):
 Handler = Callable[[Call], Reply | Awaitable[Reply]]
 
 
-@dataclass(slots=True)
 class HttpApp:
     """What answers requests; the `Face` of `http1`."""
 
-    plane: DataPlane
-    status: Callable[[], dict[str, Any]]
-    metrics: Callable[[], str]
-    repository: Repository
-    seconds: float = math.inf  # for a prediction, unless the client says another time
-    told: Callable[[Sequence[AppSample]], None] | None = None  # takes the application's own numbers
-    _routes: tuple[tuple[re.Pattern[str], str, Handler], ...] = field(init=False, repr=False)
-    _light: ThreadPoolExecutor = field(init=False, repr=False)
-    _explainer: Explainer = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Compile the route table."""
+    def __init__(
+        self,
+        plane: DataPlane,
+        *,
+        status: Callable[[], dict[str, Any]],
+        metrics: Callable[[], str],
+        repository: Repository,
+        seconds: float = math.inf,
+        told: Callable[[Sequence[AppSample]], None] | None = None,
+    ) -> None:
+        """Write the route table; see `create_app` for what is given."""
+        self.plane, self.status, self.metrics, self.repository = plane, status, metrics, repository
+        self.seconds, self.told = seconds, told
         self._light = ThreadPoolExecutor(1, thread_name_prefix="lightship-aside")
         self._explainer = Explainer(self.plane.get, self.plane.count_error, self.plane.newest)
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
-        table: tuple[tuple[str, str, Handler], ...] = (
+        # By path, and a path is compiled when it is first tried: most never are.
+        self._routes: tuple[tuple[str, str, Handler], ...] = (
             (model + "/infer", "POST", self._infer),
             (model + "/predict", "POST", self._predict),
             (model + "/explain", "POST", self._give_reasons),
@@ -143,7 +142,6 @@ class HttpApp:
             (r"/v2/repository/models/(?P<model>[^/]+)/unload", "POST", self._unload),
             (r"/v2/?", "GET", self._server),
         )
-        self._routes = tuple((re.compile(path), method, handler) for path, method, handler in table)
 
     # The hot path ---------------------------------------------------------------------------------------------------
 
@@ -210,7 +208,7 @@ class HttpApp:
     def _route(self, request: Request) -> Reply | Awaitable[Reply]:
         path, method = _path(request.url), request.method.decode("ascii", "replace")
         for pattern, allowed, handler in self._routes:
-            found = pattern.fullmatch(path)
+            found = re.fullmatch(pattern, path)
             if not found:
                 continue
             if method != allowed:
@@ -463,7 +461,8 @@ def create_app(
         seconds: how long a prediction may take, unless the client says another time.
         told: takes what an application tells of its own numbers.
     """
-    return HttpApp(plane, status, metrics, repository or Repository.of(plane), seconds, told)
+    shelf = repository or Repository.of(plane)
+    return HttpApp(plane, status=status, metrics=metrics, repository=shelf, seconds=seconds, told=told)
 
 
 def _path(url: bytes) -> str:

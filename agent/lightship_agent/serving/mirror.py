@@ -18,9 +18,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -37,8 +37,7 @@ log = logging.getLogger("lightship.serving")
 Rows = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Challenger:
+class Challenger(msgspec.Struct, frozen=True):
     """A model in the shadow, for which experiment, and what share of the rows it is asked."""
 
     experiment: str
@@ -183,8 +182,7 @@ class Mirror:
         return not self._rows
 
 
-@dataclass(frozen=True)
-class _Said:
+class _Said(msgspec.Struct, frozen=True):
     """What a champion answered: labels and highest scores, or numbers."""
 
     rows: Rows
@@ -232,8 +230,7 @@ def _answers(model: LoadedModel, rows: Rows) -> tuple[npt.NDArray[np.bool_], Pre
         return ~all_of_them, None
 
 
-@dataclass(frozen=True)
-class _Compared:
+class _Compared(msgspec.Struct, frozen=True):
     """Some rows that both answered."""
 
     rows: int
@@ -262,8 +259,12 @@ class _Compared:
         return cls(len(same), int(same.sum()), confusion, apart[np.isfinite(apart)])
 
 
-@dataclass
-class _Counts:
+def _zeros(edges: Sequence[float]) -> npt.NDArray[np.int64]:
+    """A count for each cell between and beyond edges."""
+    return np.zeros(len(edges) + 1, np.int64)
+
+
+class _Counts(msgspec.Struct):
     """Of one champion and one challenger, since the last report."""
 
     challenger: Challenger
@@ -273,10 +274,10 @@ class _Counts:
     same: int = 0
     failures: int = 0
     confusion: npt.NDArray[np.int64] | None = None
-    differences: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(DIFFERENCE_EDGES) + 1, np.int64))
+    differences: npt.NDArray[np.int64] = msgspec.field(default_factory=lambda: _zeros(DIFFERENCE_EDGES))
     difference_sum: float = 0.0
     difference_max: float = 0.0
-    latency: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(LATENCY_EDGES) + 1, np.int64))
+    latency: npt.NDArray[np.int64] = msgspec.field(default_factory=lambda: _zeros(LATENCY_EDGES))
 
     def add(self, some: _Compared, per_row_ms: float) -> None:
         """Add rows that both answered."""

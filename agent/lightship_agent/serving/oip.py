@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -95,12 +94,11 @@ _LEAVES: Final[dict[str, tuple[type, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
+class Encoding(msgspec.Struct, frozen=True):
     """Which outputs the client wants as binary."""
 
     default: bool = False
-    chosen: Mapping[str, bool] = field(default_factory=dict)
+    chosen: Mapping[str, bool] = msgspec.field(default_factory=dict)
 
     def is_binary(self, name: str) -> bool:
         """Whether that output goes after the JSON."""

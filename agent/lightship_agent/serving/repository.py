@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -28,8 +27,7 @@ from .residents import Residents
 _IGNORED: Final = frozenset({"unload_dependents"})
 
 
-@dataclass(frozen=True, slots=True)
-class Shelved:
+class Shelved(msgspec.Struct, frozen=True):
     """A bundle that the device's store holds. `barred` says why it may not be loaded; "" that it may."""
 
     model: str

@@ -15,8 +15,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from lightship_agent.contract.bundle import Bundle
 from lightship_agent.contract.codes import LightshipError, ServingError, UpdateError
@@ -29,8 +30,7 @@ from .dataplane import DataPlane
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True):
     model: LoadedModel
     size: int  # bytes
     since: float  # monotonic seconds
@@ -77,7 +77,7 @@ class Residents:
             UpdateError: update.swap.
         """
         with self._lock:
-            model = replace(self._resident(bundle), since_ms=_now_ms())
+            model = msgspec.structs.replace(self._resident(bundle), since_ms=_now_ms())
             before = self._plane.models()
             self._soaking = frozenset(m.digest for m in before)
             self._plane.install(model)

@@ -7,10 +7,10 @@ import time
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from lightship_agent.contract.codes import ServingError
@@ -29,8 +29,7 @@ def most_frequent(errors: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(errors.items(), key=lambda item: (-item[1], item[0]))[:MAX_CODES])
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStats:
+class ModelStats(msgspec.Struct, frozen=True):
     """Counters of one resident model since it was installed."""
 
     model: LoadedModel
@@ -88,13 +87,12 @@ class Counters:
         return ModelStats(model, requests, rows, failures, errors, seconds, p50, p95, used, cells)
 
 
-@dataclass(slots=True, eq=False)
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """A resident model. Model and `watched` never change: whoever found the slot finishes with what it found."""
 
     model: LoadedModel
     watched: bool = True  # whether the observer is told of its answers
-    counters: Counters = field(default_factory=Counters)
+    counters: Counters = msgspec.field(default_factory=Counters)
     hot: HotModel | None = None
 
     def aside(self) -> Slot:

@@ -10,14 +10,14 @@ Rules:
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+
+import msgspec
 
 from lightship_agent.contract.codes import ServingError
 from lightship_agent.contract.experiment import MAX_KEY, point_of
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
+class Arm(msgspec.Struct, frozen=True):
     """A version beside the champion, and the share of the keys that are its own."""
 
     experiment: str
@@ -26,8 +26,7 @@ class Arm:
     per_request: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(msgspec.Struct, frozen=True):
     """The arms of one model, in the order in which they take."""
 
     arms: tuple[Arm, ...]

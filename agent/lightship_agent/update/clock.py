@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +60,8 @@ def raised(floor: float, at: float, *, system: float, may_step: bool) -> float:
 
 def date_of(header: str) -> float:
     """Unix seconds of an HTTP Date header (RFC 9110 §5.6.7); not a number where it is none, which nobody believes."""
+    from email.utils import parsedate_to_datetime  # not before there is an answer: it takes a while to load
+
     try:
         at = parsedate_to_datetime(header)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

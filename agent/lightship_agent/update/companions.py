@@ -16,7 +16,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -73,14 +72,13 @@ class BesideHost(Protocol):
         """Queue a step for the control plane."""
 
 
-@dataclass
-class _Look:
+class _Look(msgspec.Struct):
     """What one assignment brought: where the bundles of companions may come from."""
 
-    ways: dict[str, CheckedBeside] = field(default_factory=dict)
+    ways: dict[str, CheckedBeside] = msgspec.field(default_factory=dict)
     source: Source | None = None
     gated: bool = True
-    refused: set[str] = field(default_factory=set)
+    refused: set[str] = msgspec.field(default_factory=set)
 
 
 class Companions:

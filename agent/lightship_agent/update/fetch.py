@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.codes import BundleError, LightshipError, LinkError, TrustError
@@ -42,8 +43,7 @@ class Source(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Ways:
+class Ways(msgspec.Struct, frozen=True):
     """How one bundle may be brought here."""
 
     transport: ReleasedFile

@@ -20,10 +20,11 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
+
+import msgspec
 
 from lightship_agent.contract.codes import SettingsError, UpdateError
 from lightship_agent.settings import Settings
@@ -51,8 +52,7 @@ class DeferredError(UpdateError):
         self.until = until
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """What the settings say about when."""
 
     download_window: Windows = ()

@@ -18,9 +18,10 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
+
+import msgspec
 
 from lightship_agent.contract.assignment import MAX_ENVELOPE
 from lightship_agent.contract.codes import MediaError, StorageError, TrustError
@@ -55,8 +56,7 @@ FOLDER: Final = "import"
 SUFFIX: Final = ".media"
 
 
-@dataclass(frozen=True)
-class Media:
+class Media(msgspec.Struct, frozen=True):
     """An opened file, and what lies where in it."""
 
     file: BinaryIO

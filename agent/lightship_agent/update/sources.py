@@ -9,8 +9,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from lightship_agent.contract.device_api import Paths
 from lightship_agent.link.client import ControlPlane
@@ -19,8 +20,7 @@ from .rate import TokenBucket
 from .released import ReleasedFile
 
 
-@dataclass(frozen=True)
-class ServerFiles:
+class ServerFiles(msgspec.Struct, frozen=True):
     """The control plane's release files, over mutual TLS."""
 
     plane: ControlPlane
@@ -42,8 +42,7 @@ class ServerFiles:
         return download(self.plane.http, url, part, file.length, pause=self.pause, rate=self.rate, stopped=self.stopped)
 
 
-@dataclass(frozen=True)
-class MediaFiles:
+class MediaFiles(msgspec.Struct, frozen=True):
     """The released files in a file that was carried here."""
 
     path: Path

@@ -13,8 +13,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from lightship_agent.contract.bundle import Bundle, read_bundle
 from lightship_agent.contract.codes import LightshipError, UpdateError
@@ -44,8 +45,7 @@ class Host(BesideHost, Protocol):
         """Stop serving: there is no model to go back to."""
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True):
     """Durations in seconds."""
 
     poll: float
@@ -53,8 +53,7 @@ class Timing:
     reach: float
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """How the bundle that is wanted now may come here."""
 
     source: Source

@@ -21,8 +21,9 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from lightship_agent.contract.codes import (
     EnrolError,
@@ -65,17 +66,15 @@ _ASK_EVERY = 5.0
 Check = Callable[[CheckRequest], CheckReply]
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True):
     """When, how fast, and into how much room."""
 
-    gate: Gate = field(default_factory=lambda: Gate(Rules()))
+    gate: Gate = msgspec.field(default_factory=lambda: Gate(Rules()))
     rate: TokenBucket | None = None
     store_bytes: int = 0  # 0: no quota
 
 
-@dataclass(frozen=True)
-class _Deferral:
+class _Deferral(msgspec.Struct, frozen=True):
     """What may not be done now, and until when in Unix seconds, if that is known."""
 
     kind: Kind

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ def test_without_anything_the_defaults_hold() -> None:
 
 
 def test_every_row_is_a_field_and_every_field_a_row() -> None:
-    assert [s.name for s in SETTINGS] == [f.name for f in fields(Settings)]
+    assert [s.name for s in SETTINGS] == [f.name for f in msgspec.structs.fields(Settings)]
     assert all(s.help.endswith(".") for s in SETTINGS)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 from tests.agent.conftest import Floats, training_rows
@@ -256,7 +256,7 @@ def test_a_window_of_thirty_features_travels_in_few_bytes(make_model: Models, ro
     profile = reference_profile(
         rng.normal(size=(5_000, 30)).astype(np.float32), names, predicted, scores, ("healthy", "worn")
     )
-    stream = StreamMonitor(dataclasses.replace(make_model(), profile=profile), rows)
+    stream = StreamMonitor(msgspec.structs.replace(make_model(), profile=profile), rows)
     seen = rng.normal(size=(rows, 30)).astype(np.float32)
 
     (window,) = stream.push(seen, rng.integers(0, 2, rows), rng.random(rows).astype(np.float32), 1_700_000_000_000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable
 
@@ -226,7 +225,7 @@ def test_a_regressors_values_are_counted_in_the_cells_of_its_profile() -> None:
 
 def test_a_profile_of_an_older_release_counts_what_it_knows() -> None:
     whole = model()
-    older = dataclasses.replace(whole, profile=msgspec.structs.replace(whole.profile, moments=None))
+    older = msgspec.structs.replace(whole, profile=msgspec.structs.replace(whole.profile, moments=None))
     stream = StreamMonitor(older, 100)
     windows = feed(stream, [])
     assert [w.counts for w in windows] == [w.counts for w in feed(StreamMonitor(whole, 100), [])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from lightship_agent.client import Client
@@ -90,7 +90,7 @@ def site_of(
 @pytest.fixture
 def slow(make_model: Models) -> Iterator[Site]:
     """A model that is asked in threads."""
-    with site_of(dataclasses.replace(make_model(), row_ms=50.0)) as site:
+    with site_of(msgspec.structs.replace(make_model(), row_ms=50.0)) as site:
         site.plane._observe = site.compute  # the data plane calls it within the request
         yield site
 
@@ -148,7 +148,7 @@ def test_what_is_asked_on_a_connection_that_broke_is_not_run(slow: Site) -> None
 
 
 def test_a_place_is_kept_until_the_work_has_ended_whoever_stopped_waiting(make_model: Models) -> None:
-    with site_of(dataclasses.replace(make_model(), row_ms=50.0), most=1) as site:
+    with site_of(msgspec.structs.replace(make_model(), row_ms=50.0), most=1) as site:
         site.plane._observe = site.compute
         late = httpx.post(site.url + INFER, json=ROW, headers={"Request-Timeout": "0.2"}, timeout=20)
         refused = httpx.post(site.url + INFER, json=ROW)
@@ -162,7 +162,7 @@ def test_a_place_is_kept_until_the_work_has_ended_whoever_stopped_waiting(make_m
 
 
 def test_without_a_word_the_setting_holds(make_model: Models) -> None:
-    with site_of(dataclasses.replace(make_model(), row_ms=50.0), seconds=0.2) as site:
+    with site_of(msgspec.structs.replace(make_model(), row_ms=50.0), seconds=0.2) as site:
         site.plane._observe = site.compute
         assert code(httpx.post(site.url + INFER, json=ROW, timeout=20)) == (504, "serving.deadline")
         thread, answers = site.later(headers={"Request-Timeout": "15"}, timeout=20)
@@ -254,7 +254,7 @@ def test_what_is_pipelined_behind_heavy_work_and_comes_too_late_is_not_run(slow:
 
 def test_bodies_that_wait_for_a_thread_count_as_memory_in_use(make_model: Models) -> None:
     limits = Limits(buffered_bytes=3_000_000)
-    with site_of(dataclasses.replace(make_model(), row_ms=50.0), limits=limits) as site:
+    with site_of(msgspec.structs.replace(make_model(), row_ms=50.0), limits=limits) as site:
         site.plane._observe = site.compute
         large = {**ROW, "inputs": [{**ROW["inputs"][0], "data": [0.5] * 4}], "parameters": {"x": "a" * 900_000}}
         threads = []

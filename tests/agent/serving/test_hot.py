@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import threading
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,7 +158,7 @@ def test_a_model_that_is_taken_away_is_off_the_hot_path(make_model: Models) -> N
 
 
 def test_a_slow_model_is_not_on_the_hot_path(make_model: Models) -> None:
-    assert plane_of(dataclasses.replace(make_model(), row_ms=5.0)).hot == {}
+    assert plane_of(msgspec.structs.replace(make_model(), row_ms=5.0)).hot == {}
 
 
 def test_what_it_answers_is_counted_and_watched_as_the_long_way_does(make_model: Models) -> None:

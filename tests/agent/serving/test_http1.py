@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import socket
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -256,7 +256,7 @@ def test_a_target_is_read_as_the_standard_says(site: Site, target: str, status: 
 
 
 def test_health_does_not_wait_behind_heavy_inference(make_model: Models) -> None:
-    model = dataclasses.replace(make_model(), row_ms=50.0)  # whoever is slow is answered in a thread
+    model = msgspec.structs.replace(make_model(), row_ms=50.0)  # whoever is slow is answered in a thread
 
     with site_of(model) as site:
         entered = threading.Barrier(3)
@@ -278,7 +278,7 @@ def test_health_does_not_wait_behind_heavy_inference(make_model: Models) -> None
 
 def test_health_and_a_small_model_answer_promptly_while_many_ask_a_slow_one(make_model: Models) -> None:
     bundle = read_bundle(regressor_bundle(wading(), Requires()))
-    slow = dataclasses.replace(load_model(bundle), name="grinder")
+    slow = msgspec.structs.replace(load_model(bundle), name="grinder")
     assert slow.row_ms > HOT_ROW_MS
 
     with site_of(make_model()) as site:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,7 +31,7 @@ ROW = {"temperature": 21.3, "vibration": 0.4, "current": 1.1, "speed": 0.9}
 def measured(**units: str) -> LoadedModel:
     """A model whose schema has units."""
     features = tuple(Feature(name=n, unit=units.get(n, "")) for n in FEATURES)
-    return dataclasses.replace(PUMP, schema=FeatureSchema(features=features))
+    return msgspec.structs.replace(PUMP, schema=FeatureSchema(features=features))
 
 
 def rows_of(body: Any, content_type: str = "application/json", model: LoadedModel = PUMP) -> Any:
