@@ -15,6 +15,8 @@ from .streams import INDEPENDENT, NATURES
 
 #: The ladder's part of a budget of one.
 _LADDER: Final = 0.7
+#: And that of labels.
+_LABELS: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,16 @@ def _labels(f: Figures) -> Iterator[Bar]:
     fifth = None if told is None else next(d for d in told["delays"] if d["rate"] == 0.2)
     yield Bar("labels until errors of 0.10 to 0.20 are critical: delay", _get(fifth, "labels"), 1_000)
     yield Bar("false alarms per device-year of labelled errors", _get(told, "false_alarms"), 1)
+    told = told if told and "residuals" in told else None
+    moved = {} if told is None else {r["change"]: r for r in told["residuals"]}
+    for change in ("bias +0.5 sd", "spread × 1.5"):
+        yield Bar(f"labels until residuals of {change} are critical: delay", _get(moved.get(change), "labels"), 600)
+    quiet = {} if told is None else {r["nature"]: r for r in told["residuals_quiet"]}
+    for nature in (INDEPENDENT, "AR(1) 0.9"):
+        found = quiet.get(nature)
+        # Of a tenth of the budget, as many as chance shows in 99 of 100 such runs.
+        limit = _chance(_LABELS * found["years"]) / found["years"] if found else _LABELS
+        yield Bar(f"false alarms per device-year of errors and residuals, {nature}", _get(found, "false_alarms"), limit)
 
 
 def _others(f: Figures) -> Iterator[Bar]:

@@ -17,6 +17,8 @@ _KINDS = {
 }
 
 
+#: The φ of labels that is worth a sentence.
+_ALIKE = 2.0
 _SIDES = {
     "up": ("have moved up", "above what", "The model answers too low."),
     "down": ("have moved down", "below what", "The model answers too high."),
@@ -106,7 +108,13 @@ def told_by_labels(p: Performance | None, residuals: Sequence[ResidualShift]) ->
         sentence += "The model has become worse." if p.alarm else f"The evidence is at {p.evidence:.1%} of its line."
         said.append(sentence)
     alarmed = [r for r in residuals if r.alarm]
-    return [*said, *map(_residuals, alarmed or residuals[:1])]
+    said += map(_residuals, alarmed or residuals[:1])
+    phi = max([r.phi for r in residuals] + ([p.phi] if p is not None else []), default=1.0)
+    if phi > _ALIKE:
+        said.append(
+            f"Windows of labels differ more than chance has it (φ = {phi:.1f}): it takes {phi:.0f} times the labels."
+        )
+    return said
 
 
 def _residuals(r: ResidualShift) -> str:

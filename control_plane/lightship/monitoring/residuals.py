@@ -4,7 +4,7 @@ Rules of this room:
 * pure; residuals (truth less prediction) per window in, evidence out; like errors they are judged anew from all windows
   each time, in whatever order their labels came;
 * three rates whose values on held-out rows the bundle knows: residuals above the upper quartile (up), below the lower
-  one (down), and in the outer twentieths (wider). Each is watched by the e-SR of `performance`, and with the errors
+  one (down), and in the outer twentieths (wider). Each is watched by `rate`, and with the errors
   they share its budget. Residuals that have become narrower are no loss, and alarm nobody;
 * what is tolerated is a bias, and a growth of the spread, of `residual_floor`; how many rows that moves is read off the
   held-out residuals themselves, which need not be normal. It is three standard errors of the share at least: there are
@@ -24,7 +24,8 @@ from lightship_agent.contract.moments import STEPS
 from lightship_agent.contract.profile import ReferenceProfile, ResidualReference
 
 from .drift_settings import DriftSettings
-from .performance import Labelled, Rate, Trial, merged, watch_rate
+from .performance import Labelled, merged
+from .rate import Rate, Trial, watch_rate
 from .verdict import ResidualShift, ResidualSide
 
 #: Shares of the held-out rows on a side: wanted, and what may come of it where residuals are tied.
@@ -34,7 +35,7 @@ _OUTER: Final = (0.05, 0.01, 0.15)
 Floats = npt.NDArray[np.float64]
 
 
-class _Side(NamedTuple):
+class Side(NamedTuple):
     """A rate that may not rise."""
 
     name: ResidualSide
@@ -58,7 +59,7 @@ def judge_residuals(
         return ()
     fitting = [w for w in merged(labels) if len(w.residuals) == reference.bins.cells]
     told = [w for w in fitting if sum(w.residuals[:-1]) > 0]
-    watched = _sides(reference, settings)
+    watched = sides(reference, settings)
     if not told:
         return ()
     line = settings.performance_line(len(watched) + 1)
@@ -68,11 +69,11 @@ def judge_residuals(
 
 def label_streams(profile: ReferenceProfile, settings: DriftSettings) -> int:
     """Streams of labels that share the budget: the errors, and what is watched of residuals."""
-    return 1 + (len(_sides(profile.residuals, settings)) if profile.residuals is not None else 0)
+    return 1 + (len(sides(profile.residuals, settings)) if profile.residuals is not None else 0)
 
 
 def _shift(
-    side: _Side, told: Sequence[Labelled], cells: npt.NDArray[np.int64], reference: ResidualReference, line: float
+    side: Side, told: Sequence[Labelled], cells: npt.NDArray[np.int64], reference: ResidualReference, line: float
 ) -> ResidualShift:
     rows, hits = cells.sum(axis=1).tolist(), cells[:, side.cells].sum(axis=1).tolist()
     trials = [Trial(w.window, n, k) for w, n, k in zip(told, rows, hits, strict=True)]
@@ -88,6 +89,7 @@ def _shift(
         spread=spread,
         since=found.since,
         evidence=found.evidence,
+        phi=found.phi,
         alarm=found.evidence >= 1,
     )
 
@@ -114,7 +116,7 @@ def _distribution(reference: ResidualReference) -> tuple[Floats, Floats]:
     return cuts, np.concatenate([[0.0], np.cumsum(counts)]) / max(counts.sum(), 1.0)
 
 
-def _sides(reference: ResidualReference, settings: DriftSettings) -> list[_Side]:
+def sides(reference: ResidualReference, settings: DriftSettings) -> list[Side]:
     """What can be watched: where too many residuals are alike, there may be no cut near a quarter."""
     cuts, below = _distribution(reference)
     rows = sum(reference.bins.counts[1:-2])
@@ -128,7 +130,7 @@ def _sides(reference: ResidualReference, settings: DriftSettings) -> list[_Side]
         return float(np.interp(value, cuts, below))
 
     middle = float(np.interp(0.5, below, cuts))
-    found: list[_Side] = []
+    found: list[Side] = []
     up, down = _cut(above, *_QUARTER), _cut(below, *_QUARTER)
     if up is not None:
         tolerated = 1 - share_below(cuts[up] - floor * scale)
@@ -151,6 +153,6 @@ def _cut(shares: Floats, wanted: float, least: float, most: float) -> int | None
     return nearest if least <= shares[nearest] <= most else None
 
 
-def _side(name: ResidualSide, cells: npt.NDArray[np.bool_], known: float, tolerated: float, rows: int) -> _Side:
+def _side(name: ResidualSide, cells: npt.NDArray[np.bool_], known: float, tolerated: float, rows: int) -> Side:
     error = math.sqrt(known * (1 - known) / rows)
-    return _Side(name, cells, known, min(max(tolerated, known + 3 * error), 0.99))
+    return Side(name, cells, known, min(max(tolerated, known + 3 * error), 0.99))

@@ -94,6 +94,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     since: int  # the window in which the errors seem to have risen, or the first one
     evidence: float  # relative to the line: an alarm at 1
     alarm: bool
+    phi: float = 1.0  # how much more windows differ than chance has it: 1 for labels that are independent
 
 
 class ResidualShift(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +113,7 @@ class ResidualShift(msgspec.Struct, frozen=True, kw_only=True):
     since: int  # the window in which they seem to have begun to move, or the first one
     evidence: float  # relative to the line: an alarm at 1
     alarm: bool
+    phi: float = 1.0  # how much more windows differ than chance has it: 1 for labels that are independent
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
