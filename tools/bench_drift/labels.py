@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lightship.data.moments import reference_residuals
 from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.performance import Labelled, judge_errors, tolerated_rate
-from lightship.monitoring.rate import Trial, dispersion, evidence_path
+from lightship.monitoring.rate import Trial, evidence_path
 from lightship.monitoring.residuals import sides
 from lightship_agent.contract.profile import ResidualReference
 
@@ -99,7 +99,7 @@ def _first(hits: npt.NDArray[np.int64], tolerated: float, line: float) -> float:
     trials = [Trial(w, _RESIDUALS, k) for w, k in enumerate(hits.tolist())]
     for n in range(1, _PATIENCE + 1):
         seen = trials[: _BEFORE + n]
-        if evidence_path(seen, tolerated, line, dispersion(seen))[-1] >= 1:
+        if evidence_path(seen, tolerated, line)[-1] >= 1:
             return float(n * _RESIDUALS)
     return float(np.inf)
 
@@ -112,7 +112,7 @@ def _quiet(nature: str, settings: DriftSettings, years: int, windows: int) -> di
         x, reference = _drawn(nature, rng, windows)
         for hits, tolerated, line in _watched(x, reference, settings):
             events += _events(hits, _RESIDUALS, tolerated, line)
-            plain += _events(hits, _RESIDUALS, tolerated, line, dispersed=False)
+            plain += _events(hits, _RESIDUALS, tolerated, line, independent=True)
     return {"nature": nature, "years": years, "false_alarms": events / years, "without_phi": plain / years}
 
 
@@ -150,7 +150,9 @@ def _per_window(hits: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.asarray(hits.reshape(-1, _RESIDUALS).sum(axis=1))
 
 
-def _events(hits: npt.NDArray[np.int64], batch: int, tolerated: float, line: float, *, dispersed: bool = True) -> int:
+def _events(
+    hits: npt.NDArray[np.int64], batch: int, tolerated: float, line: float, *, independent: bool = False
+) -> int:
     """Alarms of a year, looked at with every window at first, then daily, then monthly.
 
     At a look, all windows since the one before are judged by what φ is now; windows beyond the line that follow each
@@ -162,7 +164,7 @@ def _events(hits: npt.NDArray[np.int64], batch: int, tolerated: float, line: flo
     done = 0
     for look in (n for n in looks if n <= len(trials)):
         seen = trials[:look]
-        path = evidence_path(seen, tolerated, line, dispersion(seen) if dispersed else 1.0)
+        path = evidence_path(seen, tolerated, line, independent=independent)
         alarms += [w for w in range(done, look) if path[w] >= 1]
         done = look
     return sum(1 for i, w in enumerate(alarms) if not i or w - alarms[i - 1] > _ONE_EVENT)

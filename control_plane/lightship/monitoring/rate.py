@@ -6,7 +6,8 @@ Rules of this room:
   one, averaged over five higher rates. R ≥ A comes no more often than every A windows while the rate is tolerated;
 * that holds for rows that are independent. Rows that follow each other are alike, and each window has an effect of its
   own: so the logarithm of LR is divided by φ, how much more neighbouring stretches of windows differ than chance has
-  it. A rise shows in one pair of neighbours only, and the largest tenth of the pairs is left out.
+  it. A rise shows in one pair of neighbours only, and the largest tenth of the pairs is left out. While there are few
+  windows, φ is taken to be several times what they show.
 
 Sources: Shiryaev-Roberts as an e-detector: Shin, Ramdas, Rinaldo 2022; φ is a quasi-likelihood's dispersion.
 """
@@ -33,6 +34,8 @@ _TRIMMED: Final = 0.624
 #: Pairs that chance is taken to have shown before there were any; and how many of longer stretches there must be.
 _PRIOR: Final = 8
 _ENOUGH: Final = 16
+#: φ of m windows is taken to be 1 + so many / (m - 1) times what they show.
+_FEW: Final = 6
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,7 +67,7 @@ def watch_rate(trials: Sequence[Trial], tolerated: float, line: float) -> Rate:
         line: what the evidence must reach.
     """
     phi = dispersion(trials)
-    logs = _logs(trials, tolerated) / phi
+    logs = _logs(trials, tolerated) / (phi * _doubt(trials))
     path = _path(logs, line)
     # The most likely beginning is from where on everything together speaks most for a higher rate.
     upto = logs[::-1].cumsum(axis=0)[::-1]
@@ -73,9 +76,15 @@ def watch_rate(trials: Sequence[Trial], tolerated: float, line: float) -> Rate:
     return Rate(sum(t.rows for t in told), sum(t.hits for t in told), told[0].window, path[-1], phi)
 
 
-def evidence_path(trials: Sequence[Trial], tolerated: float, line: float, phi: float) -> list[float]:
-    """The evidence after each window, relative to the line."""
-    return _path(_logs(trials, tolerated) / phi, line)
+def evidence_path(trials: Sequence[Trial], tolerated: float, line: float, *, independent: bool = False) -> list[float]:
+    """The evidence after each window, relative to the line; `independent`: as if φ were known to be 1."""
+    divisor = 1.0 if independent else dispersion(trials) * _doubt(trials)
+    return _path(_logs(trials, tolerated) / divisor, line)
+
+
+def _doubt(trials: Sequence[Trial]) -> float:
+    """A φ of few windows may be far too small."""
+    return 1 + _FEW / max(len(trials) - 1, 1)
 
 
 def _path(logs: Floats, line: float) -> list[float]:

@@ -45,10 +45,24 @@ def test_rows_that_are_alike_raise_no_alarm_and_would_without_phi() -> None:
     alarms = plain = 0
     for _ in range(10):
         seen = correlated(rng, 1_000, 0.9)
-        alarms += max(evidence_path(seen, 0.28, LINE, dispersion(seen))) >= 1
-        plain += max(evidence_path(seen, 0.28, LINE, 1.0)) >= 1
+        alarms += max(evidence_path(seen, 0.28, LINE)) >= 1
+        plain += max(evidence_path(seen, 0.28, LINE, independent=True)) >= 1
     assert alarms == 0
     assert plain >= 8
+
+
+def test_few_windows_of_rows_that_are_alike_raise_no_alarm_either() -> None:
+    rng = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(60):
+        seen = correlated(rng, 24, 0.9)
+        alarms += any(evidence_path(seen[:n], 0.28, LINE)[-1] >= 1 for n in range(1, 25))
+    assert alarms <= 1
+
+
+def test_most_rows_being_hits_from_the_first_window_on_is_seen_in_three() -> None:
+    rng = np.random.default_rng(6)
+    assert evidence_path(trials(rng.binomial(100, 0.5, 3), rows=100), 0.11, LINE)[-1] >= 1
 
 
 def test_a_rise_is_no_dispersion_and_is_dated() -> None:
