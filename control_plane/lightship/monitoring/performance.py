@@ -11,7 +11,7 @@ Rules of this room:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lightship_agent.contract.vectors import add

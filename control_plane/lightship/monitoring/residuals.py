@@ -4,8 +4,8 @@ Rules of this room:
 * pure; residuals (truth less prediction) per window in, evidence out; like errors they are judged anew from all windows
   each time, in whatever order their labels came;
 * three rates whose values on held-out rows the bundle knows: residuals above the upper quartile (up), below the lower
-  one (down), and in the outer twentieths (wider). Each is watched by `rate`, and with the errors
-  they share its budget. Residuals that have become narrower are no loss, and alarm nobody;
+  one (down), and in the outer twentieths (wider). Each is watched by `rate`, and with the errors they share labels'
+  budget. Residuals that have become narrower are no loss, and alarm nobody;
 * what is tolerated is a bias, and a growth of the spread, of `residual_floor`; how many rows that moves is read off the
   held-out residuals themselves, which need not be normal. It is three standard errors of the share at least: there are
   three shares, and each is an estimate.
