@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from tests.control_plane.monitoring.streams import Stream
@@ -12,13 +13,16 @@ from tests.control_plane.things import add_device
 
 from lightship.cli import main
 from lightship.home import Home
+from lightship.monitoring.common_shift import Common, to_bytes
 from lightship.monitoring.drift import watch_stream
 from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.explain import explain
+from lightship.monitoring.layout import Layout
 from lightship.monitoring.memory import Memory
 from lightship.monitoring.performance import Labelled
 from lightship.monitoring.simulate import analytic_windows, mean_shift, what_is_seen
 from lightship.monitoring.verdict import Verdict
+from lightship.storage.models import CommonMemory, Device
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -158,6 +162,20 @@ def test_a_device_that_is_unknown_or_not_yet_judged_is_an_error(home: Home, caps
     for name, status, code in (("nobody", 25, "fleet.unknown-device"), ("pump-1", 28, "drift.unknown")):
         found, _, said = run(capsys, "--home", home.path, "drift", "explain", name, "--json")
         assert (found, json.loads(said)["code"]) == (status, code)
+
+
+def test_what_all_devices_show_together_is_told_of_each(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    add_device(home, "pump-1", running_model="pump", running_digest="0" * 64)
+    stream, settings = Stream(71, features=3), DriftSettings()
+    layout = Layout(stream.profile, settings, {})
+    with home.database.write() as session:
+        device = session.get_one(Device, "pump-1")
+        device.verdict = {"digest": "0" * 64, "verdict": msgspec.to_builtins(told(0.0, healthy=8)[0])}
+        fresh = Common.fresh("0" * 64, layout, settings)
+        session.add(CommonMemory(model="pump", looks=0, state=to_bytes(fresh)))
+    status, said, _ = run(capsys, "--home", home.path, "drift", "explain", "pump-1")
+    assert status == 0
+    assert "Devices are compared together once 10 of them have a history of their own." in said
 
 
 # -- simulate -----------------------------------------------------------------------------------------------------
