@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -191,8 +191,9 @@ class Agent:
         self._http.bind()
         self._boot = self._next_boot()
         # Events are few, and worth a sync each; reports are many, and share one.
-        reports = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000)
-        events = Outbox(self._dir / "outbox" / "events", limit_bytes=EVENTS_MB * 1_000_000, at_once=True)
+        worth = self._clock_quality
+        reports = Outbox(self._dir / "outbox", limit_bytes=settings.outbox_mb * 1_000_000, quality=worth)
+        events = Outbox(self._dir / "outbox" / "events", limit_bytes=EVENTS_MB * 1_000_000, at_once=True, quality=worth)
         self._reports, self._events = reports, events
         patience = settings.poll_seconds + RESEND_SECONDS
         self._sender = Sender(
@@ -585,6 +586,9 @@ class Agent:
     def _modes(self, health: dict[str, float]) -> tuple[Mode, ...]:
         with self._looking:
             return self._seen.seen(self._degraded(health), _now_ms())
+
+    def _clock_quality(self) -> Literal[0, 1, 2]:
+        return self._updater.clock.quality
 
     def _degraded(self, health: dict[str, float]) -> list[str]:
         reasons = []

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -46,12 +46,20 @@ class Outbox:
         limit_bytes: how large it may get.
         at_once: sync every record before `append` returns.
         clock: monotonic seconds.
+        quality: what the times in records are worth now, as `Record.q` says; None: as the records say.
     """
 
     def __init__(
-        self, folder: Path, *, limit_bytes: int, at_once: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        *,
+        limit_bytes: int,
+        at_once: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        quality: Callable[[], Literal[0, 1, 2]] | None = None,
     ) -> None:
         """Open the ring under `folder`, or begin one in memory where the disk refuses."""
+        self._quality = quality
         self._folder = folder
         self._limit = limit_bytes
         self._at_once = at_once
@@ -75,6 +83,9 @@ class Outbox:
             fit = [record for record in records if self._fits(record)]
             if not fit:
                 return
+            if self._quality is not None:
+                worth = self._quality()
+                fit = [msgspec.structs.replace(record, q=worth) for record in fit]
             if self.in_memory and self._clock() - self._refused >= RETRY_DISK_SECONDS:
                 self._try_the_disk()
             if not self.in_memory:

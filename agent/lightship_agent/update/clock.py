@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import threading
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from lightship_agent.contract.codes import StorageError
 from lightship_agent.files import write_durably
@@ -40,7 +41,22 @@ STEP: Final = 86_400.0  # seconds that one statement ahead of every clock may mo
 STEP_EVERY: Final = 3_600.0  # seconds between such steps
 _TOLERATED: Final = 300.0  # seconds
 _WORTH_WRITING: Final = 600.0  # seconds
+_TIME_ERROR: Final = 5  # adjtimex: the clock is not synchronised
 _LAST: Final = 253_402_300_799.0  # the end of the year 9999: what is above is no time
+
+
+def synchronised() -> bool:
+    """Whether the kernel says that something keeps its clock in step (adjtimex(2); any NTP service tells it).
+
+    False where it can't be asked.
+    """
+    # All zero asks without changing anything; `struct timex` has 208 bytes on 64-bit machines, fewer on others.
+    asked = ctypes.create_string_buffer(512)
+    try:
+        state = ctypes.CDLL(None).adjtimex(asked)
+    except (OSError, AttributeError):
+        return False
+    return 0 <= int(state) < _TIME_ERROR
 
 
 def raised(floor: float, at: float, *, system: float, may_step: bool) -> float:
@@ -79,8 +95,10 @@ class DeviceClock:
         built: float = BUILT,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        kept: Callable[[], bool] = synchronised,
     ) -> None:
         """Read the stored floor; what can't be read counts as none."""
+        self._synchronised = kept
         self._path = state_dir / FILE
         self._wall = wall
         self._monotonic = monotonic
@@ -100,6 +118,13 @@ class DeviceClock:
         """Whether the system's clock is behind what was authenticated, by more than clocks differ."""
         with self._lock:
             return self._wall() < self._running_floor() - _TOLERATED
+
+    @property
+    def quality(self) -> Literal[0, 1, 2]:
+        """What a time of the system's clock is worth: 0 nothing, 1 what its hardware says, 2 a time server's."""
+        if self.is_behind:
+            return 0
+        return 2 if self._synchronised() else 1
 
     def authenticated(self, at: float) -> None:
         """Somebody whose signature or certificate was verified says that it is `at`, in Unix seconds, or later."""

@@ -68,7 +68,7 @@ def window_row(device: str, window: Window, pending: PendingLabels | None) -> Wi
         w=window.w,
         model=window.model,
         version=window.version,
-        opened_at=window.opened,
+        opened_at=window.opened if window.q else 0,  # a clock that knows nothing says nothing of hours
         closed_at=window.t,
         rows=window.rows,
         invalid=window.invalid,

@@ -63,6 +63,15 @@ def test_records_are_numbered_from_one_and_outlive_a_restart(tmp_path: Path) -> 
     assert held(again)[-1] == 6
 
 
+def test_records_say_what_their_times_were_worth_when_they_were_written(tmp_path: Path) -> None:
+    worth: list[Any] = [0]
+    outbox = Outbox(tmp_path / "outbox", limit_bytes=PLENTY, quality=lambda: worth[0])
+    outbox.append(beats(2))
+    worth[0] = 2
+    outbox.append(beats(1))
+    assert [record.q for record in outbox.read(outbox.epoch, 0, 10)[1]] == [0, 0, 2]
+
+
 def test_only_the_acknowledgement_of_the_server_lets_records_go(tmp_path: Path) -> None:
     outbox = opened(tmp_path)
     outbox.append(beats(5))

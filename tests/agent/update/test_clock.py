@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightship_agent.update.clock import BUILT, FILE, STEP, STEP_EVERY, DeviceClock, date_of, raised
+from lightship_agent.update.clock import BUILT, FILE, STEP, STEP_EVERY, DeviceClock, date_of, raised, synchronised
 
 DAY = 86_400.0
 TRUE = BUILT + 100 * DAY
@@ -27,10 +27,13 @@ class World:
     folder: Path
     wall: float
     monotonic: float = 1_000.0
+    kept: bool = False
 
     def boot(self) -> DeviceClock:
         self.monotonic = 5.0
-        return DeviceClock(self.folder, wall=lambda: self.wall, monotonic=lambda: self.monotonic)
+        return DeviceClock(
+            self.folder, wall=lambda: self.wall, monotonic=lambda: self.monotonic, kept=lambda: self.kept
+        )
 
     def passes(self, seconds: float) -> None:
         self.wall += seconds
@@ -169,3 +172,23 @@ def test_a_header_that_holds_no_date_changes_nothing(tmp_path: Path, header: str
 
 def test_this_code_was_not_built_in_the_future() -> None:
     assert time.time() > BUILT
+
+
+def test_a_time_is_worth_nothing_behind_what_was_authenticated_and_most_when_a_time_server_keeps_it(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, TRUE)
+    clock = world.boot()
+    clock.authenticated(TRUE)
+    assert clock.quality == 1
+    world.kept = True
+    assert clock.quality == 2
+    world.wall = TRUE - DAY
+    assert clock.quality == 0, "whatever the kernel says"
+
+
+def test_the_kernel_can_be_asked_whether_its_clock_is_kept() -> None:
+    assert synchronised() in (True, False)
+    before = time.time()
+    synchronised()
+    assert abs(time.time() - before) < 5, "asking changes nothing"

@@ -52,6 +52,12 @@ def together(s: int, first: int, w: int, *sums: int) -> Together:
     )  # fmt: skip
 
 
+def test_a_time_that_is_worth_nothing_is_not_believed(pump: Home) -> None:
+    assert send(pump, envelope(msgspec.structs.replace(window(1), q=0))) == ""
+    with pump.database.read() as session:
+        assert session.get_one(WindowRow, ("pump-1", DIGEST, 0)).opened_at == 0
+
+
 def test_a_window_comes_back_as_it_was_counted(pump: Home) -> None:
     sent = window(1, **PARTS)
 
