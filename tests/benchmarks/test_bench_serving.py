@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import socket
@@ -271,7 +272,7 @@ def test_the_client_knows_whose_an_answer_is(client: Client, tmp_path: Path) -> 
     with answering(*(answer(s.encode()) for s in said)) as where:
         target = Target(where, client.request("r", cast.oip("m", ROW)))
         running = client.begin(target, "-n", 400, "-e", str(expected))
-        time.sleep(1)
+        os.waitid(os.P_PID, running._process.pid, os.WEXITED | os.WNOWAIT)  # it has asked so often, and ended
         _, found = running.stop()
     assert (found["mixed"], found["unknown"], found["by_version"]) == (100, 100, [200, 100])
     assert found["switches"] == 200

@@ -60,7 +60,9 @@ def test_a_shadow_then_an_ab_then_nothing_is_left(home: Home, tmp_path: Path) ->
         state = identity.folder.parent
         with (
             RunningAgent(state, POLL_SECONDS="1") as agent,
-            httpx.Client(transport=httpx.HTTPTransport(uds=str(agent.socket)), base_url="http://agent") as client,
+            httpx.Client(
+                transport=httpx.HTTPTransport(uds=str(agent.socket)), base_url="http://agent", timeout=60
+            ) as client,
         ):
             agent.wait_for(one.digest)
 

@@ -39,7 +39,7 @@ def command(
     """Run a verb to its end, `within` another program if that is named."""
     return subprocess.run(
         [*within, sys.executable, "-m", "lightship_agent", *arguments], env=environment(state, **settings), input=told,
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=180,
     )  # fmt: skip
 
 
@@ -52,7 +52,9 @@ class RunningAgent:
         env = environment(state, SOCKET=str(self.socket), **settings)
         if fail_point:
             env["LIGHTSHIP_FAIL_POINT"] = fail_point
-        self._http = httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://agent")
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://agent", timeout=60
+        )
         with self.log.open("ab") as log:
             program = [*within, sys.executable, "-m", "lightship_agent", "run"]
             self.process = subprocess.Popen(program, env=env, stderr=log)

@@ -124,7 +124,7 @@ def test_the_version_before_can_be_loaded_again_where_the_settings_allow_it_and_
         until(lambda row=row: _committed(agent) == row.digest)  # type: ignore[misc]
         digests.append(row.digest)
     host, port = agent.address or ("", 0)
-    with httpx.Client(base_url=f"http://{host}:{port}") as client:
+    with httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client:
         index = client.post("/v2/repository/index").json()
         assert [(r["version"], r["state"]) for r in index] == [("2", "READY"), ("1", "UNAVAILABLE")]
         assert client.post("/v2/repository/models/pump/load", json={"parameters": {"version": "1"}}).status_code == 200

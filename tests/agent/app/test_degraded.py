@@ -30,7 +30,7 @@ class Device:
 
     def __init__(self, agent: Agent, root: Path) -> None:
         self.agent, self.root = agent, root
-        self.http = httpx.Client(base_url="http://{}:{}".format(*(agent.address or ())))
+        self.http = httpx.Client(base_url="http://{}:{}".format(*(agent.address or ())), timeout=60)
 
     def put(self, name: str, text: str) -> None:
         (self.root / name).parent.mkdir(parents=True, exist_ok=True)

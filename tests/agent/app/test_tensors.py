@@ -12,7 +12,9 @@ from tests.agent.link.field import Field, until
 def ask(agent: RunningAgent) -> httpx.Response:
     pixels = tensored.pixels()
     tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(agent.socket)), base_url="http://agent") as client:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(agent.socket)), base_url="http://agent", timeout=60
+    ) as client:
         return client.post("/v2/models/eye/infer", json={"inputs": [tensor], "outputs": [{"name": "label"}]})
 
 
