@@ -25,7 +25,7 @@ from lightship.fleet.broker import free_port
 
 PORTS = ("8600", "8643", "8883", "8501", "8502")
 ID = re.compile(r"\b[0-9a-f]{8}\b")
-PATIENCE = 90.0  # seconds until a repeated command shows what is expected
+PATIENCE = 300.0  # seconds until a repeated command shows what is expected
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=180,
+            timeout=600,
             check=False,
         )
         pairs = (p.partition("=") for p in kept.read_text().split("\0") if p)

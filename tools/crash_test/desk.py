@@ -43,7 +43,7 @@ PACKAGES: Final = os.pathsep.join(str(Path(str(p.__file__)).parents[1]) for p in
 DEVICES: Final = ("press-1", "press-2", "press-3")
 ROLLOUT: Final = "ro-1"
 ACTOR: Final = "user:crash-test"
-PATIENCE: Final = 60.0
+PATIENCE: Final = 240.0
 _MAKING: Final = threading.Lock()
 
 

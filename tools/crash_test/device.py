@@ -44,7 +44,7 @@ QUICK = {
 }
 #: Between two processes in a state path: killed, and stopped.
 CUT, STOPPED = "⚡", "⏹"
-PATIENCE = 90.0
+PATIENCE = 240.0
 _SERVING = re.compile(r"serving \S+ version (\d+)")
 _VARYING = re.compile(
     r"^(outbox/(events/)?[0-9a-f]{16}/(\d{20}\.seg|spare|acked)|tuf/root_history/\d+\.root\.json|bundles/[0-9a-f]{64}\.tar)$"
@@ -363,7 +363,7 @@ def children(name: str, folder: Path) -> list[int]:
     return [pid for pid, words in processes() if name in words and str(folder) in words]
 
 
-def orphans(folder: Path, seconds: float = 5.0) -> list[str]:
+def orphans(folder: Path, seconds: float = 15.0) -> list[str]:
     """What still runs on the device's files a moment after its agent has ended."""
     end = time.monotonic() + seconds
     while True:
