@@ -60,7 +60,7 @@ class Stage:
         child = self._spawn("control-plane", command)
         self._wait(lambda: ready.exists() and ready.read_text().endswith("}"), child, "control-plane", 120)
         self.addresses = json.loads(ready.read_text())
-        self._http = httpx.Client(base_url=self.addresses["dashboard"], timeout=10.0)
+        self._http = httpx.Client(base_url=self.addresses["dashboard"], timeout=60.0)
 
     def enrol(self, device: str, group: str) -> None:
         """A one-use token from the operator, an identity for the device."""
