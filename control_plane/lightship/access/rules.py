@@ -49,6 +49,9 @@ class Verb(StrEnum):
     DEVICE_RETRY = "device.retry"
     DEVICE_REVOKE = "device.revoke"
     DEVICE_CLEAR = "device.clear-clone"
+    ALERT_ACKNOWLEDGE = "alert.acknowledge"
+    ALERT_MUTE = "alert.mute"
+    ALERT_UNMUTE = "alert.unmute"
     RELEASE_PUBLISH = "release.publish"
     RELEASE_REVOKE = "release.revoke"
     TOKEN_LIST = "token.list"  # noqa: S105 - as above
@@ -67,7 +70,7 @@ class Rule:
 
 RULES: Final[dict[Verb, Rule]] = {
     Verb.OPEN: Rule(None, False, "health check, sign-in page, stylesheet"),
-    Verb.FLEET_READ: Rule(Role.VIEWER, False, "see devices, rollouts, versions, releases, alarms, metrics"),
+    Verb.FLEET_READ: Rule(Role.VIEWER, False, "see devices, rollouts, versions, releases, alarms, alerts, metrics"),
     Verb.AUDIT_READ: Rule(Role.VIEWER, False, "read the audit log and check its chain"),
     Verb.ROLLOUT_PLAN: Rule(Role.VIEWER, False, "see which device would be in which wave"),
     Verb.ROLLOUT_START: Rule(Role.OPERATOR, True, "start a rollout of a released version"),
@@ -81,6 +84,9 @@ RULES: Final[dict[Verb, Rule]] = {
     Verb.DEVICE_RETRY: Rule(Role.OPERATOR, True, "let a device try a bundle again that failed there"),
     Verb.DEVICE_REVOKE: Rule(Role.OPERATOR, True, "revoke a device"),
     Verb.DEVICE_CLEAR: Rule(Role.OPERATOR, True, "take away the mark that an identity is in use twice"),
+    Verb.ALERT_ACKNOWLEDGE: Rule(Role.OPERATOR, True, "say that you look after an alert"),
+    Verb.ALERT_MUTE: Rule(Role.OPERATOR, True, "hold back what people would be told of, for a while"),
+    Verb.ALERT_UNMUTE: Rule(Role.OPERATOR, True, "end a mute"),
     Verb.RELEASE_PUBLISH: Rule(Role.RELEASER, True, "sign and publish a version"),
     Verb.RELEASE_REVOKE: Rule(Role.RELEASER, True, "de-list a version"),
     Verb.TOKEN_LIST: Rule(Role.ADMIN, False, "see who holds API tokens"),

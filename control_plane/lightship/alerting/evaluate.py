@@ -1,13 +1,19 @@
 """Alerting: one look at everything, and what follows from it, in the database.
 
-Rules: looking reads, and holds nobody up; where it changes nothing, nothing is written; what is written is decided anew
-in the transaction that writes it, on what stands there by then.
+Rules:
+* looking and deciding only read, however long they take, and hold nobody up;
+* what was decided is written in short transactions, a part at a time, each only while nobody else has changed an alert
+  or a mute since: otherwise the rest is decided anew, on what stands there by then;
+* what is told goes first, each alert together with its messages; what only waits to be told follows, for it would be
+  found again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -25,7 +31,23 @@ from .payload import message
 from .routes import channels_for, parse
 
 log = logging.getLogger(__name__)
+#: Alerts that are written in one transaction, and the pause in which somebody else writes.
+PART: Final = 1_000
+PAUSE_SECONDS: Final = 0.02
+#: So often a look begins anew because somebody else has changed something; after that the next one comes soon.
+TRIES: Final = 5
+_T = TypeVar("_T")
+_PRUNED_EVERY: Final = 3_600_000
 _LEVELS = {"resolve": logging.INFO, "remind": logging.INFO}
+
+
+class _Part(NamedTuple):
+    """What is written in one transaction."""
+
+    changed: Sequence[store.Row] = ()
+    dropped: Sequence[str] = ()
+    messages: Sequence[AlertMessage] = ()
+    notices: Sequence[Notice] = ()
 
 
 class Evaluator:
@@ -47,29 +69,65 @@ class Evaluator:
 
     def look(self, now: int) -> int:
         """Look once; the number of notices that follow."""
-        with self._home.database.read() as session:
-            found, counters = self._facts.look(session, now)
-            decision = self._decide(session, found, now)
-        prune = now - self._pruned_at > 3_600_000
-        if not (decision.changed or decision.dropped or counters or prune):
-            return 0
-        return self._write(found, counters, now, prune=prune)
+        told = 0
+        for _ in range(TRIES):
+            with self._home.database.read() as session:
+                edition = store.edition(session)
+                found, counters = self._facts.look(session, now)
+                decision = self._decide(session, found, now)
+                parts = list(self._parts(session, decision))
+            self._count(counters)
+            written, whole = self._write(parts, edition)
+            told += written
+            if whole:
+                break
+        else:
+            log.info("alerts were changed by others while we looked; the rest is for the next look")
+        if now - self._pruned_at > _PRUNED_EVERY:
+            self._prune(now)
+        return told
 
-    def _write(self, found: list[Finding], counters: list[AlertCounter], now: int, *, prune: bool) -> int:
+    def _parts(self, session: Session, decision: Decision) -> Iterator[_Part]:
+        """What is to be written, made ready."""
+        notices = {notice.alert.id: notice for notice in decision.notices}
+        told = [a for a in decision.changed if a.status != "pending"]
+        waiting = [a for a in decision.changed if a.status == "pending"]
+        for alerts in _by_part(told):
+            mine = [notices[a.id] for a in alerts if a.id in notices]
+            messages = [m for notice in mine for m in self._messages(session, notice)]
+            yield _Part([store.columns(a) for a in alerts], messages=messages, notices=mine)
+        for alerts in _by_part(waiting):
+            yield _Part([store.columns(a) for a in alerts])
+        for dropped in _by_part(decision.dropped):
+            yield _Part(dropped=dropped)
+
+    def _write(self, parts: Sequence[_Part], edition: int) -> tuple[int, bool]:
+        """Write while nobody else does; how many notices that were, and whether it is all."""
+        told = 0
+        for n, part in enumerate(parts):
+            if n:
+                time.sleep(PAUSE_SECONDS)
+            with self._home.database.write() as session:
+                if not store.advance(session, edition + n):
+                    return told, False
+                store.save(session, part.changed, part.dropped)
+                store.enqueue(session, part.messages)
+            told += len(part.notices)
+            for notice in part.notices:
+                level = _LEVELS.get(notice.event, logging.WARNING)
+                log.log(level, "alert %s: %s: %s", notice.alert.id, notice.event, notice.alert.sentence)
+        return told, True
+
+    def _count(self, counters: Sequence[AlertCounter]) -> None:
+        """Remember what has grown: by itself, for the next look would find the same."""
+        for some in _by_part(counters):
+            with self._home.database.write() as session:
+                store.count(session, some)
+
+    def _prune(self, now: int) -> None:
         with self._home.database.write() as session:
-            for counter in counters:
-                session.merge(counter)
-            decision = self._decide(session, found, now)
-            store.save(session, decision)
-            for notice in decision.notices:
-                store.enqueue(session, self._messages(session, notice))
-            if prune:
-                store.prune(session, now)
-                self._pruned_at = now
-        for notice in decision.notices:
-            level = _LEVELS.get(notice.event, logging.WARNING)
-            log.log(level, "alert %s: %s: %s", notice.alert.id, notice.event, notice.alert.sentence)
-        return len(decision.notices)
+            store.prune(session, now)
+        self._pruned_at = now
 
     def _decide(self, session: Session, found: list[Finding], now: int) -> Decision:
         return decider.decide(
@@ -102,3 +160,8 @@ class Evaluator:
             )
             for channel in channels
         ]
+
+
+def _by_part(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for first in range(0, len(items), PART):
+        yield items[first : first + PART]

@@ -1,8 +1,9 @@
 """Alerting: alerts, mutes and messages in the database.
 
 Rules:
-* what the decider remembers and what is to be sent of it are written in one transaction: neither a restart nor a death
-  in between repeats or loses a notice;
+* what the decider remembers of an alert and what is to be sent of it are written in one transaction: neither a restart
+  nor a death in between repeats or loses a notice;
+* whoever changes an alert or a mute moves the edition: what was decided on what stood there before is not written then;
 * a message is known by its channel and the id of its notice, and stands there once;
 * a message is claimed before it is sent, for a while; who dies with it leaves it to be claimed again;
 * messages of one alert go out in their order: a later one waits until the earlier one is sent or given up.
@@ -15,20 +16,30 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import delete, exists, func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from lightship.storage import audit
-from lightship.storage.models import AlertMessage, AlertMute, AlertRow
+from lightship.storage.models import AlertCounter, AlertMessage, AlertMute, AlertRow
 from lightship_agent.contract.codes import AlertError
 
-from .decide import FLAP_WINDOW, Alert, Decision, Mute, Past
+from .decide import FLAP_WINDOW, Alert, Mute, Past
 
 #: How long a mute may last: what is muted for longer is to be mended.
 MAX_MUTE: Final = 31 * 86_400_000
 #: How long sent messages and alerts that are over are kept.
 KEEP: Final = 30 * 86_400_000
 _AT_ONCE: Final = 500
+#: Among the counters: how often alerts and mutes were changed.
+_EDITION: Final = "*edition"
+_FIRST_EDITION: Final = text(
+    "INSERT INTO alert_counters (name, value, grew_at) VALUES (:name, 0, 0) ON CONFLICT (name) DO NOTHING"
+)
+_COUNT: Final = text(
+    "INSERT INTO alert_counters (name, value, grew_at) VALUES (:name, :value, :grew_at) "
+    "ON CONFLICT (name) DO UPDATE SET value = excluded.value, grew_at = excluded.grew_at"
+)
+Row = dict[str, object]
 _DECODER: Final = msgspec.msgpack.Decoder(Alert)
 _NO_ALERT: Final = "See `lightship alert list --all`."
 
@@ -65,21 +76,47 @@ def past(session: Session, now: int) -> dict[str, Past]:
     return found
 
 
-def save(session: Session, decision: Decision) -> None:
-    """Write what the decider changed, in few statements: after an outage it is about many."""
-    gone = [*decision.dropped, *(a.id for a in decision.changed)]
+def edition(session: Session) -> int:
+    """How often alerts and mutes were changed."""
+    return session.scalar(select(AlertCounter.value).where(AlertCounter.name == _EDITION)) or 0
+
+
+def advance(session: Session, known: int | None = None) -> bool:
+    """Count a change that this transaction is to make; False where somebody made another since edition `known`.
+
+    Until the transaction ends, nobody else gets through here.
+    """
+    session.execute(_FIRST_EDITION, {"name": _EDITION})
+    mine = update(AlertCounter).where(AlertCounter.name == _EDITION)
+    if known is not None:
+        mine = mine.where(AlertCounter.value == known)
+    moved = session.execute(mine.values(value=AlertCounter.value + 1).returning(AlertCounter.value))
+    return moved.first() is not None
+
+
+def save(session: Session, changed: Sequence[Row], dropped: Sequence[str] = ()) -> None:
+    """Write alerts, and forget those that waited for nothing, in few statements: after an outage it is about many."""
+    gone = [*dropped, *(str(row["id"]) for row in changed)]
     for i in range(0, len(gone), _AT_ONCE):
         session.execute(delete(AlertRow).where(AlertRow.id.in_(gone[i : i + _AT_ONCE])))
-    if decision.changed:
-        session.execute(insert(AlertRow), [_columns(a) for a in decision.changed])
+    if changed:
+        session.execute(insert(AlertRow), changed)
+
+
+def count(session: Session, counters: Sequence[AlertCounter]) -> None:
+    """Remember counters."""
+    if counters:
+        rows = [{"name": c.name, "value": c.value, "grew_at": c.grew_at} for c in counters]
+        session.execute(_COUNT, rows)
 
 
 def put(session: Session, alert: Alert) -> None:
     """Write an alert that is there."""
-    session.execute(update(AlertRow).where(AlertRow.id == alert.id).values(_columns(alert)))
+    session.execute(update(AlertRow).where(AlertRow.id == alert.id).values(columns(alert)))
 
 
-def _columns(alert: Alert) -> dict[str, object]:
+def columns(alert: Alert) -> Row:
+    """An alert as it is kept."""
     return {
         "id": alert.id,
         "kind": alert.kind,
@@ -112,6 +149,7 @@ def acknowledge(session: Session, ident: str, *, actor: str, reason: str, now: i
     Raises:
         AlertError: alert.unknown, alert.state.
     """
+    advance(session)
     alert = get(session, ident)
     if alert.status != "open":
         raise AlertError("alert.state", f"The alert {alert.id} is {alert.status}.", remedy=_NO_ALERT)
@@ -132,6 +170,7 @@ def mute(session: Session, what: str, *, until: int, actor: str, reason: str, no
     if not fine or not now < until <= now + MAX_MUTE or not reason.strip():
         message = f"Expected a kind, device:…, group:… or alert:…, at most 31 days and a reason; found {what!r}."
         raise AlertError("alert.mute", message, remedy="For example: `lightship alert mute group:pumps --for 2h`.")
+    advance(session)
     row = AlertMute(
         id=secrets.token_hex(6), what=",".join(terms), until=until, reason=reason, created_by=actor, created_at=now
     )
@@ -147,6 +186,7 @@ def unmute(session: Session, ident: str, *, actor: str, reason: str, now: int) -
     Raises:
         AlertError: alert.unknown, alert.state.
     """
+    advance(session)
     row = session.get(AlertMute, ident)
     if row is None:
         raise AlertError("alert.unknown", f"No mute {ident!r}.", remedy="See `lightship alert list`.")

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lightship.access import tokens
 from lightship.access.rules import Role, Verb
+from lightship.alerting import store
 from lightship.fleet import clones, comparison, director, enrolment, experiments, planning, rollouts
 from lightship.fleet.rollout import Rules
 from lightship.home import Home
 from lightship.registry import release
 from lightship.registry.bundles import BundleCache
+from lightship.storage.audit import now_ms
 from lightship_agent.contract.codes import FleetError
 
 from . import views
@@ -109,6 +111,13 @@ class ExperimentBody(Why):
         )
 
 
+class MuteBody(Because):
+    """What is held back and for how long: a kind, device:…, group:… or alert:…, several with commas."""
+
+    what: str = Field(min_length=1, max_length=500)
+    seconds: int = Field(ge=60, le=store.MAX_MUTE // 1_000)
+
+
 class JoinTokenBody(Body):
     """A join token."""
 
@@ -145,6 +154,7 @@ def add_acts(app: FastAPI, home: Home) -> None:
     _add_rollouts(app, home)
     _add_experiments(app, home)
     _add_devices(app, home)
+    _add_alerts(app, home)
     _add_releases(app, home)
     _add_tokens(app, home)
 
@@ -256,6 +266,34 @@ def _add_devices(app: FastAPI, home: Home) -> None:
         with home.database.write() as session:
             enrolment.revoke(session, device, actor=actor(), reason=body.reason)
         return {"device": device, "state": "revoked"}
+
+
+def _add_alerts(app: FastAPI, home: Home) -> None:
+    @app.post("/api/v1/alerts/{alert}/acknowledge")
+    @does(Verb.ALERT_ACKNOWLEDGE)
+    def acknowledge(alert: str, body: Why) -> dict[str, Any]:
+        """Say that you look after it: no reminders, unless it gets worse."""
+        with home.database.write() as session:
+            found = store.acknowledge(session, alert, actor=actor(), reason=body.reason, now=now_ms())
+        return {"id": found.id, "acknowledged_by": found.acked_by}
+
+    @app.post("/api/v1/mutes", status_code=201)
+    @does(Verb.ALERT_MUTE)
+    def mute(body: MuteBody) -> dict[str, Any]:
+        """Hold back what fits. What is still open at the end is told then."""
+        now = now_ms()
+        until = now + body.seconds * 1_000
+        with home.database.write() as session:
+            row = store.mute(session, body.what, until=until, actor=actor(), reason=body.reason, now=now)
+            return {"id": row.id, "what": row.what, "until": row.until, "reason": row.reason}
+
+    @app.post("/api/v1/mutes/{mute}/end")
+    @does(Verb.ALERT_UNMUTE)
+    def unmute(mute: str, body: Because) -> dict[str, Any]:
+        """End a mute now."""
+        with home.database.write() as session:
+            row = store.unmute(session, mute, actor=actor(), reason=body.reason, now=now_ms())
+            return {"id": row.id, "until": row.until}
 
 
 def _add_releases(app: FastAPI, home: Home) -> None:

@@ -16,10 +16,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lightship import __version__
 from lightship.access.rules import Verb
+from lightship.alerting import views as alerting
 from lightship.fleet import comparison, experiments, rollouts
 from lightship.home import Home
 from lightship.registry.bundles import BundleCache
 from lightship.storage import audit as audit_log
+from lightship.storage.audit import now_ms
 from lightship.storage.models import Device
 from lightship_agent.contract.codes import FleetError, LightshipError, StorageError
 
@@ -31,6 +33,8 @@ _STATUS: Final = {
     "access.role": 403,
     "access.environment": 403,
     "access.unknown": 404,
+    "alert.mute": 422,
+    "alert.unknown": 404,
     "fleet.unknown-device": 404,
     "fleet.unknown-experiment": 404,
     "fleet.unknown-rollout": 404,
@@ -61,6 +65,7 @@ def create_operator_app(home: Home, hosts: Sequence[str] = (), policy: Policy | 
     guard.protect(app)
     _add_fleet(app, home)
     _add_experiments(app, home)
+    _add_alerts(app, home)
     _add_audit(app, home)
     _add_health(app, home)
     operator_acts.add_acts(app, home)
@@ -141,6 +146,22 @@ def _add_experiments(app: FastAPI, home: Home) -> None:
         """What an experiment has shown so far."""
         with home.database.read() as session:
             return comparison.view(session, experiments.get(session, experiment), BundleCache(home.artifacts))
+
+
+def _add_alerts(app: FastAPI, home: Home) -> None:
+    @app.get("/api/v1/alerts")
+    @does(Verb.FLEET_READ)
+    def alerts(everything: bool = False) -> dict[str, Any]:
+        """Open alerts, the mutes, and channels that take nothing; with `everything` also what is over."""
+        with home.database.read() as session:
+            return alerting.listing(session, now_ms(), everything=everything)
+
+    @app.get("/api/v1/alerts/{alert}")
+    @does(Verb.FLEET_READ)
+    def alert(alert: str) -> dict[str, Any]:
+        """One alert: what is in it, and what was sent of it, when and to whom."""
+        with home.database.read() as session:
+            return alerting.detail(session, alert, now_ms())
 
 
 def _add_audit(app: FastAPI, home: Home) -> None:

@@ -83,6 +83,8 @@ ELSEWHERE = {
 UNAUDITED = {
     "alerting/courier.py: _claim": "a message to somebody: it is kept with its attempts",
     "alerting/courier.py: _settle": "the same",
+    "alerting/evaluate.py: _count": "what devices report, counted: what alerts follow from",
+    "alerting/evaluate.py: _prune": "what is long over is forgotten",
     "alerting/evaluate.py: _write": "what people are told of follows from facts, and is kept as a row of its own",
     "api/guard.py: _touch": "the last use of a token, kept beside it",
     "fleet/broker_guard.py: _reissue": "certificates that ran out are forgotten; their revocation was audited",
@@ -228,6 +230,7 @@ COMMANDS = {
     "token revoke": Act("access.withdraw", "old", Stage.grant),
 }
 ROUTES = {
+    "/api/v1/alerts/{alert}/acknowledge": Act("alert.acknowledge", "{}", lambda s: s.alarmed()),
     "/api/v1/devices/{device}/approve": Act("device.approve", "{}", lambda s: s.wait("press-1"), says_why=False),
     "/api/v1/devices/{device}/clear-clone": Act("device.clear-clone", "{}"),
     "/api/v1/devices/{device}/retry": Act("device.assign", "{}", Stage.assign, says_why=False),
@@ -237,6 +240,8 @@ ROUTES = {
     ),
     "/api/v1/experiments/{experiment}/stop": Act("experiment.stop", "{}", Stage.experiment_runs),
     "/api/v1/join-tokens": Act("token.create", "{}", says_why=False),
+    "/api/v1/mutes": Act("alert.mute", '{"what": "silent", "seconds": 7200}'),
+    "/api/v1/mutes/{mute}/end": Act("alert.unmute", "{}", lambda s: s.muted()),
     "/api/v1/releases": Act("model.release", '{"reference": "pump@2"}', says_why=False),
     "/api/v1/releases/revoke": Act("model.revoke", '{"reference": "pump@1"}'),
     "/api/v1/rollouts": Act("rollout.start", '{"reference": "pump@1", "require_labels": false}'),
@@ -316,7 +321,8 @@ def test_a_route_that_acts_says_who_from_where_what_and_why(stage: Stage, path: 
     shown = token(stage.home, Role.ADMIN, name="night-shift")
     before = len(stage.events())
     body = json.loads(act.arguments) | ({"reason": WHY} if act.says_why else {})
-    where = path.format(device="press-1", rollout=stage.rollout, name="old", experiment=stage.experiment)
+    things = {"rollout": stage.rollout, "experiment": stage.experiment, "alert": stage.alert, "mute": stage.mute}
+    where = path.format(device="press-1", name="old", **things)
     answer = Caller(application(stage.home, CLOSED), shown).post(where, body)
     assert answer.status_code in (200, 201), answer.text
     (event,) = stage.events()[before:]

@@ -12,7 +12,7 @@ from tests.control_plane.web import believable
 from tests.control_plane.web.browser import Browser
 
 from lightship.alerting import store
-from lightship.alerting.decide import Alert, Decision, Member
+from lightship.alerting.decide import Alert, Member
 from lightship.cli import cli
 from lightship.home import Home
 from lightship.storage.audit import now_ms
@@ -167,7 +167,7 @@ def test_the_alarms_page_shows_what_people_are_told_of_and_escapes_what_devices_
         status="open", began=now, opened_at=now, told="critical", told_at=now, number=1,
     )  # fmt: skip
     with fresh_home.database.write() as session:
-        store.save(session, Decision(changed=(told,)))
+        store.save(session, [store.columns(told)])
         store.mute(session, "group:fans", until=now + 60_000, actor="user:ann", reason="New floor.", now=now)
     page = Browser(fresh_home).get("/alarms").text
     assert NASTY not in page
