@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from bench_serving import cast, models
 from bench_serving.bars import bars
 from bench_serving.figures import Figures
+from bench_serving.kept import parts_of
 from bench_serving.load import Client, LoadError, Target
 from bench_serving.page import page, plain
 from bench_serving.plot import picture
@@ -189,6 +190,27 @@ def test_what_is_published_is_whole_and_true_to_its_own_limits() -> None:
         verdict = "holds" if bar["holds"] else r"\*\*missed\*\*"
         assert re.search(rf"^\| {re.escape(bar['name'])} \|.*\| {verdict} \|$", said, re.M), bar
     assert "</svg>" in RESULTS.with_suffix(".svg").read_text()
+
+
+def test_a_page_is_made_again_from_what_is_published_of_it() -> None:
+    figures = measured(memory__ours__loaded=90.0)
+    told = json.loads(json.dumps(plain(figures)))
+
+    again = Figures(parts_of(told, figures.machine), figures.machine)
+
+    assert page(again) == page(figures)
+    assert plain(again)["speed"] == told["speed"]
+
+
+@pytest.mark.parametrize("changed", [{"machine": "another"}, {"quick": True}])
+def test_nothing_is_taken_from_another_machines_page_or_a_quick_one(changed: dict[str, Any]) -> None:
+    told = plain(measured()) | changed
+    assert parts_of(told, measured().machine) == {}
+
+
+def test_a_part_that_is_not_published_whole_has_to_be_measured_again() -> None:
+    told = plain(measured()) | {"speed": None}
+    assert "speed" not in parts_of(told, measured().machine)
 
 
 # The client ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from . import changes, memory, speed, watched
 from .bars import bars
 from .bench import QUICK, Bench, Sizes
 from .figures import Figures
+from .kept import parts_of
 from .load import Client
 from .page import page, plain
 from .plot import picture
@@ -53,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     for part in wanted:
         _measure(bench, part, work / f"{part}.json", again=options.again or bool(options.only))
-    figures = Figures(_measured(work), _machine(), quick=options.quick)
+    before = {} if options.quick else _published(options.out / "serving.json")
+    figures = Figures(_measured(work, before), _machine(), quick=options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
     write_durably(options.out / "serving.md", page(figures).encode())
     write_durably(options.out / "serving.json", (json.dumps(plain(figures), indent=1) + "\n").encode())
@@ -67,10 +69,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(bar.holds for bar in found) else 1
 
 
-def _measured(work: Path) -> dict[str, Any]:
-    """Every part that has been measured, in the order of `PARTS`."""
-    places = {part: work / f"{part}.json" for part in PARTS}
-    return {part: json.loads(place.read_bytes()) for part, place in places.items() if place.exists()}
+def _published(page: Path) -> dict[str, Any]:
+    """The parts that the page which is there already was made of."""
+    return parts_of(json.loads(page.read_bytes()), _machine()) if page.exists() else {}
+
+
+def _measured(work: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Every part as it was measured last, here or for the page, in the order of `PARTS`."""
+    here = {part: json.loads(place.read_bytes()) for part in PARTS if (place := work / f"{part}.json").exists()}
+    return {p: max((of[p] for of in (before, here) if p in of), key=_at) for p in PARTS if p in before or p in here}
+
+
+def _at(part: dict[str, Any]) -> str:
+    return str(part["at"])
 
 
 def _measure(bench: Bench, part: str, place: Path, *, again: bool) -> None:

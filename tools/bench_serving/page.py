@@ -8,11 +8,13 @@ from typing import Any, Final
 from . import models
 from .bars import Bar, bars
 from .figures import Figures
+from .kept import about, kept
 from .reasons import reasons
 from .speed import CONCURRENCIES, TITLES
 from .stats import Spread
 
 COMMAND: Final = "make bench-serving"
+_KEPT: Final = ("sizes", "speed", "watched", "memory", "starts", "updates", "swaps", "together", "soak")
 Row = tuple[str, ...]
 
 
@@ -23,7 +25,7 @@ def plain(figures: Figures) -> dict[str, Any]:
         "command": COMMAND,
         "machine": figures.machine,
         "quick": figures.quick,
-        "measured": {name: {k: parts[name].get(k) for k in ("at", "seconds", "load", "revision")} for name in parts},
+        "measured": {name: about(parts[name]) for name in parts},
         "predictions": _predictions(figures),
         "paced": [
             {"who": who, "model": model, "cpu_us": figures.paced(who, model)}
@@ -35,11 +37,10 @@ def plain(figures: Figures) -> dict[str, Any]:
         "many_rows": {
             name: {how: figures.many(how, name) for how in ("json", "binary", "run")} for name in models.NAMES
         },
-        **{name: figures.part(name) for name in ("memory", "starts", "swaps", "together", "sizes", "soak")},
-        "updates": figures.part("updates"),
         "absent": (figures.part("speed") or {}).get("absent", {}),
         "versions": (figures.part("speed") or {}).get("versions", {}),
         "bars": [bar.plain() for bar in bars(figures)],
+        **{name: kept(name, parts[name]["found"]) if name in parts else None for name in _KEPT},
     }  # fmt: skip
 
 
