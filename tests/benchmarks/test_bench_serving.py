@@ -192,6 +192,17 @@ def test_what_is_published_is_whole_and_true_to_its_own_limits() -> None:
     assert "</svg>" in RESULTS.with_suffix(".svg").read_text()
 
 
+def test_why_a_start_is_late_is_told_from_the_steps_that_were_measured() -> None:
+    steps = {"python": 0.02, "numpy": 0.06, "onnxruntime": 0.09, "modules": 0.25}
+    late = measured(starts__seconds__ours=[1.01], starts__steps=steps)
+
+    assert "python, numpy and onnxruntime take 90 of them" in page(late).lower()
+    assert "(20, 40 and 30). Ours takes 1010: 160 go to our modules" in page(late)
+    assert "first prediction, of mlserver (workers=0): no reason found yet." in page(
+        measured(starts__seconds__ours=[1.01])
+    )
+
+
 def test_a_page_is_made_again_from_what_is_published_of_it() -> None:
     figures = measured(memory__ours__loaded=90.0)
     told = json.loads(json.dumps(plain(figures)))

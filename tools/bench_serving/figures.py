@@ -61,9 +61,9 @@ class Figures:
     # Everything on, and many rows -----------------------------------------------------------------------------------
 
     def watched(self, who: str, c: int, figure: str = "cpu") -> float | None:
-        """A figure with drift, metrics and telemetry `on` or `off`."""
+        """A figure with drift, metrics and telemetry `on` or `off`; `beside` is CPU in threads that do not answer."""
         found = self.part("watched") or {"watched": []}
-        return _median(b[figure] for b in found["watched"] if (b["who"], b["c"]) == (who, c))
+        return _median(b[figure] for b in found["watched"] if (b["who"], b["c"]) == (who, c) and figure in b)
 
     def many(self, how: str, model: str, figure: str = "p50") -> float | None:
         """A figure of a request of many rows: json, binary, or the bare `run`."""
@@ -84,6 +84,13 @@ class Figures:
         """Seconds, or seconds of `cpu`, from the start of the process to the first prediction."""
         found = self.part("starts") or {figure: {}}
         return _median(found.get(figure, {}).get(who, []))
+
+    def steps(self) -> dict[str, float]:
+        """Seconds of each step of our start: python, numpy, onnxruntime, modules; empty where they were not told."""
+        reached: dict[str, float] = (self.part("starts") or {}).get("steps", {})
+        return {
+            name: at - before for (name, at), before in zip(reached.items(), (0.0, *reached.values()), strict=False)
+        }
 
     # Changes --------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 #: Of each list of bursts what is kept of one; the rest of a part is kept as it is.
 _BURSTS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "speed": {"bursts": ("cpu", "p50", "p90", "p99", "rate"), "paced": ("cpu",)},
-    "watched": {"watched": ("cpu",), "many": ("p50", "cpu")},
+    "watched": {"watched": ("cpu", "beside"), "many": ("p50", "cpu")},
 }
 _KEYS: Final = ("who", "how", "model", "c")
 _ABOUT: Final = ("at", "seconds", "load", "revision")
@@ -46,8 +46,8 @@ def _packed(seen: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[d
     lines: dict[tuple[tuple[str, Any], ...], dict[str, list[str]]] = {}
     for one in seen:
         key = tuple((name, one[name]) for name in _KEYS if name in one)
-        line = lines.setdefault(key, {figure: [] for figure in figures})
-        for figure in figures:
+        line = lines.setdefault(key, {figure: [] for figure in figures if figure in one})
+        for figure in line:
             line[figure].append(f"{one[figure]:.6g}")
     return [{**dict(key), **{name: " ".join(of) for name, of in line.items()}} for key, line in lines.items()]
 

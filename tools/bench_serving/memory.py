@@ -6,6 +6,7 @@ Rules: one server at a time, so that nobody's pages are shared with another's; P
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -25,6 +26,13 @@ REPORTS: Final = "2"  # seconds
 RATE: Final = 2_000  # requests a second
 #: From the start of a process to its first prediction: seconds, and seconds of CPU.
 Start = tuple[float, float]
+#: What our own process does on the way there: each with what stands above it, and the last with all that is ours.
+STEPS: Final[dict[str, str]] = {
+    "python": "",
+    "numpy": "import numpy",
+    "onnxruntime": "import numpy, onnxruntime",
+    "modules": "import gc; gc.disable(); import lightship_agent.cli, lightship_agent.app",
+}
 
 
 def rested(pid: int) -> float:
@@ -120,6 +128,7 @@ def starts(bench: Bench) -> dict[str, Any]:
 
         takes["ours"] = ours
         found: dict[str, list[Start]] = {name: [] for name in takes}
+        steps: dict[str, list[float]] = {name: [] for name in STEPS}
         for number in range(1 + bench.sizes.starts):
             print(f"  round {number} of {bench.sizes.starts}", flush=True)
             for name, take in takes.items():
@@ -130,12 +139,23 @@ def starts(bench: Bench) -> dict[str, Any]:
                     continue
                 if number:  # the first brings its files into memory
                     found[name].append(took)
+            for name, code in STEPS.items():
+                steps[name].append(_runs(bench, code))
     seen = {name: took for name, took in found.items() if took}
     return {
         "seconds": {name: [s for s, _ in took] for name, took in seen.items()},
         "cpu": {name: [cpu for _, cpu in took] for name, took in seen.items()},
+        "steps": {name: statistics.median(took) for name, took in steps.items()},
         "absent": absent,
     }
+
+
+def _runs(bench: Bench, code: str) -> float:
+    """Seconds that a process of our environment takes which does this and ends."""
+    command = [str(bench.environment("ours").python), "-c", f"{code}\nimport os; os._exit(0)"]
+    began = time.monotonic()
+    subprocess.run(command, env=cast.base_environment(), check=True)
+    return time.monotonic() - began
 
 
 def _first_bare(bench: Bench) -> Start:

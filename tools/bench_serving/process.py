@@ -59,7 +59,13 @@ class CpuMeter:
 
     def spent(self) -> float:
         """So far, threads that have ended left out."""
-        return sum(ns - self._before.get(task, 0) for task, ns in _looked(self._pids).items()) / 1e9
+        return sum(self.by_thread())
+
+    def by_thread(self) -> list[float]:
+        """The same of each thread by itself, the busiest first."""
+        return sorted(
+            ((ns - self._before.get(task, 0)) / 1e9 for task, ns in _looked(self._pids).items()), reverse=True
+        )
 
 
 def _looked(pids: Iterable[int]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from .awake import awake
 from .bench import ROW, Bench
 from .helpers import Helper
 from .load import LoadError, Target
+from .process import CpuMeter
 from .scene import Agent
 
 _CONCURRENCIES: Final = (1, 32)
@@ -50,11 +51,13 @@ def _watching(bench: Bench) -> list[dict[str, Any]]:
             order.shuffle(jobs)
             for who, c in jobs:
                 options = ("-t", _SECONDS * bench.sizes.seconds)
+                meter = CpuMeter(targets[who].pids)
                 if c == 1:
                     burst = bench.client.ask_alone(targets[who], *options)
                 else:
                     burst = bench.client.ask(targets[who], "-c", c, *options)
-                seen.append({"who": who, "c": c, **asdict(burst)})
+                beside = 1e6 * sum(meter.by_thread()[1:]) / burst.requests  # in other threads than the one that answers
+                seen.append({"who": who, "c": c, "beside": beside, **asdict(burst)})
         if agent.status().get("link", {}).get("mqtt") != "up":
             raise LoadError("The agent that is to report has no broker.")
     return seen
