@@ -208,8 +208,11 @@ class _Buffer:
         self.rows[at] = rows[skip:]
         self.labels[at] = NO_CLASS if labels is None else labels[skip:]
         self.tops[at] = np.nan if tops is None else np.broadcast_to(tops, (n,))[skip:]
-        for place in at.tolist():
-            self.ids[place] = None
+        first, more = int(at[0]), int(at[-1]) + 1
+        if first < more:
+            self.ids[first:more] = [None] * (more - first)
+        else:  # round the end
+            self.ids[first:], self.ids[:more] = [None] * (self.capacity - first), [None] * more
         self.several.append((self.head, n, request_id))
         self.head += n
 

@@ -407,7 +407,8 @@ def _words(tensor: _In, blob: bytes, elements: int) -> list[bytes]:
 
 def _blob(tensor: Tensor) -> bytes:
     if tensor.datatype == "BYTES":
-        words = [word.encode() for word in tensor.data]
-        return b"".join(_LENGTH.pack(len(word)) + word for word in words)
+        # A class has a word, and many rows have few: each is packed once.
+        packed = {word: _LENGTH.pack(len(word.encode())) + word.encode() for word in set(tensor.data)}
+        return b"".join([packed[word] for word in tensor.data])
     data: bytes = np.ascontiguousarray(tensor.data, dtype=DTYPES[tensor.datatype]).tobytes()
     return data
