@@ -508,8 +508,11 @@ class Agent:
             "ring_dropped_rows": self._monitor.dropped_rows,
             "throttled": float(any(mode.code == HOT for mode in modes)),
             **(self._mqtt.quality.numbers() if self._mqtt is not None else {}),
-            **({"shared_rows_today": self._sharing.today.rows} if self._settings.share_labelled_rows else {}),
+            **(self._shared() if self._settings.share_labelled_rows else {}),
         }
+
+    def _shared(self) -> dict[str, float]:
+        return {"shared_rows_today": self._sharing.today.rows, "shared_rows_left": self._sharing.left(_now_ms())}
 
     def _command(self, verb: str, command: Command) -> None:
         if verb == "check":

@@ -71,6 +71,7 @@ class Sharing:
         self._rows, self._size = rows, size
         self._names = names
         self._salt = b""
+        self._used_up = -1  # the day whose bytes are
         self.today = self._read()
 
     def through(self, records: Iterable[AnyRecord], now_ms: int) -> list[AnyRecord]:
@@ -82,6 +83,13 @@ class Sharing:
             elif (shared := self._share(record, now_ms)) is not None:
                 passed.append(shared)
         return passed
+
+    def left(self, now_ms: int) -> int:
+        """How many rows may still leave today; none where the day's bytes are used up, as far as that was met."""
+        day = max(self.today.day, now_ms // DAY_MS)
+        if day == self._used_up:
+            return 0
+        return max(0, self._rows - self.today.rows) if day == self.today.day else self._rows
 
     def _share(self, record: LabelledRows, now_ms: int) -> LabelledRows | None:
         names = self._names(record.digest)
@@ -99,6 +107,7 @@ class Sharing:
         while x and today.bytes + (size := len(encode((x, record.y[: len(x)])))) > self._size:
             x = x[: len(x) // 2]
         if not x:
+            self._used_up = day
             log.info("sharing: %d rows of %s stay here: the day's share is used up", len(record.x), record.model)
             return None
         if not self._count(_Today(day, today.rows + len(x), today.bytes + size)):

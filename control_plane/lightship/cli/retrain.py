@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from lightship.home import Home, operator
+from lightship.settings import Settings
+from lightship.storage.audit import now_ms
 
 from .console import emit, json_option, say, stamp, table, with_home
 
@@ -18,11 +20,17 @@ def retrain() -> None:
 @json_option
 @with_home
 def list_(home: Home, as_json: bool) -> None:
-    """All proposals, the newest first."""
+    """All proposals, the newest first, and what they wait for."""
     from lightship.api import views
+    from lightship.monitoring.retrain import waits_for
 
+    settings = click.get_current_context().find_object(Settings)
+    assert settings is not None
     with home.database.read() as session:
         rows = views.proposals(session)
+        why = waits_for(session, settings.retrain_min_rows, now_ms())
+    for row in rows:
+        row["detail"] = why.get(row["id"], row["detail"])
     if as_json:
         emit(rows)
         return

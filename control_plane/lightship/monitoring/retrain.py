@@ -5,7 +5,7 @@ Rules:
   model is under way; it runs in a process of its own, so that serving the fleet does not wait for fitting;
 * the challenger learns from the champion's dataset plus the feedback, by the champion's recipe, passes the same
   gates, and is compared with the champion on the same held-out rows;
-* whatever happens is written to the proposal.
+* whatever happens is written to the proposal, and what it waits for, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import logging
 import os
 import subprocess
 import sys
-from typing import Any
+import time
+from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import func, select
@@ -29,8 +30,12 @@ from lightship.storage.models import FeedbackRow, ModelVersion, RetrainProposal,
 from lightship_agent.contract.codes import DataError, FleetError, LightshipError, RegistryError
 from lightship_agent.contract.schema import FeatureSchema
 
+from . import waiting
+
 log = logging.getLogger(__name__)
 ACTOR = "lightship:retrain"
+#: So often it is looked why a proposal waits.
+SAY_SECONDS: Final = 30.0
 LOST_AFTER_MS = 6 * 3_600_000
 _ROLLOUT_OVER = ("completed", "rolled-back", "aborted")
 
@@ -44,6 +49,7 @@ class RetrainRunner:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._proposal = ""
+        self._said = -SAY_SECONDS  # monotonic
 
     def tick(self) -> None:
         """Start the oldest proposal that is ready."""
@@ -54,10 +60,12 @@ class RetrainRunner:
         with self._home.database.write() as session:
             _give_up_lost(session, audit.now_ms())
             proposal = _ready(session, self._settings.retrain_min_rows)
-            if proposal is None:
-                return
-            _begin(session, proposal, ACTOR)
-            self._proposal = proposal.id
+            if proposal is not None:
+                _begin(session, proposal, ACTOR)
+                self._proposal = proposal.id
+        if proposal is None:
+            self._say_why()
+            return
         log.info("retrain %s begins", self._proposal)
         command = [sys.executable, "-m", "lightship", "--home", str(self._home.path), "retrain", "run", self._proposal]
         with (self._home.path / "retrain.log").open("ab") as output:
@@ -78,6 +86,21 @@ class RetrainRunner:
                 self._process.kill()
                 self._process.wait()
         self._collect(stopped=stopped)
+
+    def _say_why(self) -> None:
+        """Write to each proposal what it waits for, where that has changed."""
+        if time.monotonic() - self._said < SAY_SECONDS:
+            return
+        self._said = time.monotonic()
+        with self._home.database.read() as session:
+            why = waits_for(session, self._settings.retrain_min_rows, audit.now_ms())
+        if not why:
+            return
+        with self._home.database.write() as session:
+            for row in session.scalars(select(RetrainProposal).where(RetrainProposal.id.in_(why))):
+                if row.status == "proposed" and row.detail != why[row.id]:
+                    row.detail = why[row.id]
+                    log.info("retrain %s: %s", row.id, row.detail)
 
     def _collect(self, *, stopped: bool = False) -> None:
         assert self._process is not None
@@ -256,17 +279,42 @@ def _ready(session: Session, min_rows: int) -> RetrainProposal | None:
             _, champion = _champion(session, proposal.model)
         except RegistryError:
             continue  # nothing to learn from; another model's proposal may be ready
-        have = session.scalar(
-            select(func.count(FeedbackRow.id)).where(
-                FeedbackRow.model == proposal.model,
-                FeedbackRow.at > champion.created_at,
-                FeedbackRow.at > proposal.since,
-                FeedbackRow.device.not_in(list(proposal.excluded)),
-            )
-        )
-        if (have or 0) >= min_rows:
+        if _rows(session, proposal, champion) >= min_rows:
             return proposal
     return None
+
+
+def waits_for(session: Session, min_rows: int, now: int) -> dict[str, str]:
+    """What proposals wait for, by id, in words: of those that wait for rows.
+
+    Args:
+        session: a read session.
+        min_rows: how many are needed.
+        now: wall-clock milliseconds.
+    """
+    found = {}
+    for proposal in session.scalars(select(RetrainProposal).where(RetrainProposal.status == "proposed")):
+        try:
+            _, champion = _champion(session, proposal.model)
+        except RegistryError:
+            continue
+        sharers = waiting.sharers(session, proposal.model, list(proposal.excluded), now)
+        if why := waiting.words(_rows(session, proposal, champion), min_rows, sharers):
+            found[proposal.id] = why
+    return found
+
+
+def _rows(session: Session, proposal: RetrainProposal, champion: ModelVersion) -> int:
+    """Labelled rows that a proposal may learn the new world from."""
+    have = session.scalar(
+        select(func.count(FeedbackRow.id)).where(
+            FeedbackRow.model == proposal.model,
+            FeedbackRow.at > champion.created_at,
+            FeedbackRow.at > proposal.since,
+            FeedbackRow.device.not_in(list(proposal.excluded)),
+        )
+    )
+    return have or 0
 
 
 def _champion(session: Session, model: str) -> tuple[Run, ModelVersion]:
@@ -279,7 +327,7 @@ def _champion(session: Session, model: str) -> tuple[Run, ModelVersion]:
 
 
 def _begin(session: Session, proposal: RetrainProposal, actor: str) -> None:
-    proposal.status, proposal.updated_at = "running", audit.now_ms()
+    proposal.status, proposal.detail, proposal.updated_at = "running", "", audit.now_ms()
     audit.append(session, actor=actor, verb="retrain.begin", subject=proposal.id, detail={"model": proposal.model})
 
 

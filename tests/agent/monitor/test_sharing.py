@@ -71,6 +71,23 @@ def test_a_day_has_so_many_bytes(tmp_path: Path) -> None:
     assert 0 < made.today.bytes <= 400
 
 
+def test_it_says_how_many_rows_may_still_leave_today(tmp_path: Path) -> None:
+    made = gate(tmp_path, most=5)
+    assert made.left(DAY_MS) == 5
+    shared(made, rows(3))
+    assert (made.left(DAY_MS), gate(tmp_path, most=5).left(DAY_MS)) == (2, 2)
+    shared(made, rows(3))
+    assert (made.left(DAY_MS), made.left(0), made.left(2 * DAY_MS)) == (0, 0, 5)
+
+
+def test_where_the_bytes_of_a_day_are_used_up_no_row_is_left(tmp_path: Path) -> None:
+    made = gate(tmp_path, size=100)
+    for _ in range(20):
+        shared(made, rows(8))
+    assert made.today.rows < 1_000
+    assert (made.left(DAY_MS), made.left(2 * DAY_MS)) == (0, 1_000)
+
+
 def test_what_can_not_be_redacted_or_counted_stays_and_other_reports_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import select
 from tests.agent.conftest import FEATURES, training_rows
-from tests.control_plane.things import make_champion, register, settings_for, until
+from tests.control_plane.things import add_device, make_champion, register, settings_for, until
 
+from lightship.cli import cli
 from lightship.data.dataset import Dataset, from_arrays
 from lightship.home import Home
 from lightship.monitoring import retrain
@@ -65,6 +68,74 @@ def ready(home: Home, rows: int = 10) -> str:
     with home.database.read() as session:
         found = retrain._ready(session, rows)
         return found.id if found else ""
+
+
+# What it waits for ----------------------------------------------------------------------------------------------------
+
+
+def serves(home: Home, device: str, *, left: float | None = None, seen_ago: float = 0.0, **changes: Any) -> None:
+    """A device that serves the model and, with `left`, may still share so many rows today."""
+    shares = {} if left is None else {"shared_rows_today": 5.0, "shared_rows_left": left}
+    health = {"cpu_percent": 1.0, **shares}
+    add_device(home, device, seen_ago=seen_ago, **{"running_model": "pump", "health": health, **changes})
+
+
+def said(home: Home) -> list[str]:
+    """As the command line says it, with ten rows needed."""
+    words = ["--home", str(home.path), "retrain", "list", "--json"]
+    done = CliRunner().invoke(cli, words, env={"LIGHTSHIP_RETRAIN_MIN_ROWS": "10"})
+    return [p["detail"] for p in json.loads(done.stdout)]
+
+
+def test_a_proposal_says_that_devices_have_shared_what_they_may_today(champion: Home) -> None:
+    which = propose(champion, excluded=["sick"])
+    feedback(champion, 4)
+    for n, left in enumerate((0.0, 0.0, 0.0, 7.0, 1_000.0)):
+        serves(champion, f"pump-{n}", left=left)
+    serves(champion, "sick", left=0.0)
+    serves(champion, "fan-1", left=0.0, running_model="fan")
+    serves(champion, "gone", left=0.0, state="revoked")
+    serves(champion, "closed")
+
+    today = "3 of 5 devices have shared what they may today (share_rows_a_day)"
+    words = f"Waits for rows: 4 of 10; {today}, and go on at 00:00 UTC."
+    assert said(champion) == [words]
+    assert proposal(champion, which).detail == ""  # to look changes nothing
+
+    working = runner(champion)
+    working.tick()
+    assert (proposal(champion, which).status, proposal(champion, which).detail) == ("proposed", words)
+    feedback(champion, 1)
+    working.tick()  # too soon to look again
+    assert proposal(champion, which).detail == words
+
+
+def test_what_a_device_shared_yesterday_is_over(champion: Home) -> None:
+    propose(champion)
+    serves(champion, "pump-1", left=0.0, seen_ago=86_400)
+    assert said(champion) == ["Waits for rows: 0 of 10; 1 of 1 devices share theirs as labels come."]
+
+
+def test_where_no_device_shares_rows_the_proposal_says_so(champion: Home) -> None:
+    propose(champion)
+    serves(champion, "pump-1")
+    assert said(champion) == ["Waits for rows: 0 of 10; none of 1 devices shares any (share_labelled_rows)."]
+
+
+def test_one_that_waits_for_nothing_or_is_over_says_what_it_said(champion: Home) -> None:
+    feedback(champion, 10)
+    propose(champion, detail="Before.")
+    propose(champion, status="dismissed", detail="No.", age=1_000)
+    propose(champion, model="orphan", detail="None.", age=2_000)
+    assert said(champion) == ["Before.", "No.", "None."]
+
+
+def test_what_it_waited_for_is_forgotten_when_it_begins(champion: Home) -> None:
+    which = propose(champion, detail="Waits for rows: 9 of 10.")
+    feedback(champion, 10)
+    with champion.database.write() as session:
+        retrain._begin(session, session.get_one(RetrainProposal, which), "user:ann")
+    assert proposal(champion, which).detail == ""
 
 
 # When -----------------------------------------------------------------------------------------------------------------
