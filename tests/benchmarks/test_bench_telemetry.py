@@ -15,7 +15,7 @@ from bench_telemetry.__main__ import section
 from bench_telemetry.cost import Cost, Stalled, Steady
 from bench_telemetry.daily import Day
 from bench_telemetry.flash import Flash
-from bench_telemetry.page import Figures, page
+from bench_telemetry.page import Figures, Told, page
 from bench_telemetry.proof import Proof
 from bench_telemetry.storm import Storm
 from lightship.integrations import mosquitto, rumqttd
@@ -31,8 +31,11 @@ def figures() -> Figures:
     """All of them hold."""
     return Figures(
         machine="a machine",
+        measured={"cost": Told(at="2026-01-01 10:00 UTC", load=1.5, seconds=60, revision="abc1234")},
         queue=[Flash(200, 40, 2_000, 0, 5_000, 1_500, 2, 3, 10, 0)],
-        proof=[Proof(broker, 12_000, 6, 2, 1_400, True, 500, 12_000, 0, 0, 0.05, 80) for broker in ("mosquitto", "x")],
+        proof=[
+            Proof(broker, 12_000, 6, 2, 1_400, True, 500, 12_000, 0, 0, 0.05, 80, 50) for broker in ("mosquitto", "x")
+        ],
         cost=[Cost("sqlite", "3.1.1", 1, 1_000, 75, 12), Cost("postgres", "5", 50, 1_000, 900, 12)],
         steady=[Steady(1_667, 30, 0.2, 500, 0, 20)],
         stalled=[Stalled(60, 150, 0)],
@@ -71,6 +74,36 @@ def test_a_worse_figure_loses_its_bar_and_no_other(part: str, changes: dict[str,
     assert bar in missed[0]
     assert f"| {missed[0]} |" in page(found)
     assert page(found).count("**missed**") == 1
+
+
+def test_what_we_lose_is_said_in_figures_of_this_run() -> None:
+    found = figures()
+    found.daily.append(replace(found.daily[0], report_seconds=30, wire=900_000))
+    found.cost.append(Cost("postgres", "3.1.1", 1, 1_000, 79, 12))
+    lines = page(found).partition("## Where we lose")[2].partition("## When")[0].strip().splitlines()
+    said = [
+        "No bar is missed; nearest to its limit is *ingest: µs of CPU per report, one in a message",
+        "A report every 30 s is 3.0 times the bytes of one every 60 s, and more than a device may send a day",
+        "MQTT 3.1.1: a report costs ingest 79 µs with its history on PostgreSQL, 75 µs in SQLite.",
+        "5.0% was sent again with mosquitto's own queue",
+        "5.0% was sent again with x's own queue",
+        "The proof's devices share a process and a disk, and they are 50.",
+        "Who writes to the fleet's database beside ingest waited up to 20 ms for it.",
+        "A fleet that comes back after 30 s comes at 700 a second",
+    ]
+    assert [line.startswith(f"* {words}") for line, words in zip(lines, said, strict=True)] == [True] * 8
+    found.stalled = [Stalled(60, 250, 0)]
+    assert "* **Missed**: ingest: MB resident, the database stalled for 60 s, 250; the limit is 200.\n" in page(found)
+    assert page(Figures()).partition("## Where we lose")[2].count("*") == 0  # nothing measured, nothing said
+
+
+def test_the_page_says_of_how_many_revisions_its_parts_are() -> None:
+    found = figures()
+    assert "at loads of 1.5 to 1.5, of revision abc1234." in page(found)
+    found.measured["proof"] = Told(at="2026-01-01 11:00 UTC", load=3, seconds=60, revision="def5678-dirty")
+    whole = "Measured from 2026-01-01 10:00 UTC to 2026-01-01 11:00 UTC at loads of 1.5 to 3.0, of 2 revisions"
+    assert f"{whole} (at the end)." in page(found)
+    assert "| proof | 2026-01-01 11:00 UTC | 3.0 | 60 | def5678-dirty |" in page(found)
 
 
 def test_what_was_measured_before_is_read_back_whole() -> None:

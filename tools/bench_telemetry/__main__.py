@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import reliability_page
 from lightship_agent.files import write_durably
 
 from . import cost, daily, flash, proof, storm
-from .page import COMMAND, Figures, page
+from .page import COMMAND, Figures, Told, page
 from .site import postgres
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -90,12 +91,22 @@ def measure(folder: Path, size: Size, chosen: list[str], figures: Figures) -> Fi
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         print(part, flush=True)
-        load = os.getloadavg()[0]
+        load, began = os.getloadavg()[0], time.monotonic()
         setattr(figures, part, measured())
-        figures.dates[part] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at a load of {load:.1f}"
+        figures.measured[part] = Told(
+            at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            load=round(load, 1),
+            seconds=round(time.monotonic() - began, 1),
+            revision=_revision(),
+        )
         print(f"  {getattr(figures, part)}", flush=True)
     shutil.rmtree(folder)
     return figures
+
+
+def _revision() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _costs(folder: Path, messages: tuple[int, int]) -> list[cost.Cost]:

@@ -65,6 +65,7 @@ class Proof:
     duplicate_rows: int
     resent: float  # of the reports: those that devices sent again
     seconds: float
+    devices: int = 0  # 0: not noted
 
 
 class _Device:
@@ -146,6 +147,7 @@ def measure(folder: Path, kind: str, devices: int, each: int, overflow: int = 1_
         duplicate_rows=sum(kept.values()) - len(kept) + len(rows) - len(set(rows)),
         resent=again / total,
         seconds=time.monotonic() - began,
+        devices=devices,
     )
 
 
