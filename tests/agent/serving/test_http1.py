@@ -283,6 +283,8 @@ def test_health_and_a_small_model_answer_promptly_while_many_ask_a_slow_one(make
 
     with site_of(make_model()) as site:
         site.plane.install(slow)
+        # How long its own work takes depends on the machine; the data plane calls this within the request.
+        site.plane._observe = lambda model, *_: time.sleep(0.25 if model.name == "grinder" else 0)
         assert b"grinder" not in site.plane.hot
         # Eight wait for the two threads that such models are asked in.
         busy = [site.client().send(infer("s").replace(b"/pump/", b"/grinder/") * 4) for _ in range(8)]
@@ -296,7 +298,7 @@ def test_health_and_a_small_model_answer_promptly_while_many_ask_a_slow_one(make
 
     assert statuses == [200] * 8
     # Behind the slow ones each would have waited for four answers.
-    assert sorted(waits)[len(waits) * 3 // 4] * 1_000 < 3 * slow.row_ms
+    assert sorted(waits)[len(waits) * 3 // 4] < 0.25
 
 
 # What they may not ----------------------------------------------------------------------------------------------------
