@@ -140,7 +140,8 @@ def drift_examples(alarms: list[dict[str, Any]], most: int = 6) -> list[dict[str
 def wait_for_interrupt(console: Console, stage: Stage) -> None:
     """Leave it running."""
     console.print(f"\nStill running. Dashboard: {stage.addresses.get('dashboard')}   Home: {stage.home}")
-    console.print(f"Try: lightship --home {stage.home} device list    (Ctrl-C stops everything)")
+    program = Path(sys.executable).with_name("lightship")
+    console.print(f"Try: {program} --home {stage.home} device list    (Ctrl-C stops everything)", soft_wrap=True)
     while True:
         time.sleep(3600)
 

@@ -13,6 +13,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -46,6 +47,8 @@ from .window_tallies import tally_window, told_apart
 
 log = logging.getLogger(__name__)
 ACTOR = "lightship:monitoring"
+#: Of a backlog, so many windows of each device are judged before their verdicts are written.
+AT_ONCE: Final = 8
 #: Windows in a stretch of products, at most.
 _LONGEST: Final = 64
 BundleOf = Callable[[str], Bundle]
@@ -79,18 +82,32 @@ class Judged:
 def watch_model(database: Database, watch: Watch, model: str) -> int:
     """Judge what has come for `model` since the last time; the number of windows judged.
 
-    Judging takes time and happens outside any write transaction, so that nobody waits for it.
+    Judging takes time and happens outside any write transaction, so that nobody waits for it. A backlog is judged in
+    parts, each written before the next is begun: a machine too slow for its fleet is late, but not silent.
     """
     with database.read() as session:
-        rounds = _judge(session, watch, model)
-    if rounds:
+        waiting = _waiting(session, model)
+    done = 0
+    while done < waiting:  # what comes meanwhile is for the next look; others wait as well
+        with database.read() as session:
+            rounds = _judge(session, watch, model)
+        if not rounds:
+            break
         with database.write() as session:
             _apply(session, watch, model, rounds, audit.now_ms())
-    return sum(len(r) for r in rounds)
+        done += sum(len(r) for r in rounds)
+    return done
+
+
+def _waiting(session: Session, model: str) -> int:
+    """How many windows have come that are not judged."""
+    query = select(func.count()).select_from(WindowRow).join(Device, Device.id == WindowRow.device)
+    query = query.where(Device.running_model == model, Device.state == "active", WindowRow.judged.is_(False))
+    return session.scalar(query.where(WindowRow.digest == Device.running_digest)) or 0
 
 
 def _judge(session: Session, watch: Watch, model: str) -> list[list[Judged]]:
-    """Verdicts round by round: the first unjudged window of every device, then the second …"""
+    """Verdicts round by round: the first unjudged window of every device, then the second … up to `AT_ONCE`."""
     devices = session.scalars(select(Device).where(Device.running_model == model, Device.state == "active"))
     queues = [_queue(session, watch, d) for d in devices]
     longest = max((len(q) for q in queues), default=0)
@@ -100,7 +117,7 @@ def _judge(session: Session, watch: Watch, model: str) -> list[list[Judged]]:
 def _queue(session: Session, watch: Watch, device: Device) -> list[Judged]:
     """What is new of a device. One that claims a bundle we never made is left out, and stops nobody else."""
     try:
-        return list(_unjudged(session, watch, device))
+        return list(islice(_unjudged(session, watch, device), AT_ONCE))
     except LightshipError as e:
         log.warning("monitoring of %s: %s: %s", device.id, e.code, e)
         return []

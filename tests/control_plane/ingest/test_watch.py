@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 from tests.agent.conftest import answers
 from tests.control_plane.things import add_device, register, reports_running
 
 from lightship.api import metrics
 from lightship.home import Home
+from lightship.monitoring import watch as watching
 from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.policy import PolicySettings
 from lightship.monitoring.watch import Watch, watch_model
@@ -100,6 +102,27 @@ def test_each_window_is_judged_once_and_the_verdict_is_plain_json(fleet: Home) -
         verdict = device(fleet, name).verdict
         assert verdict["digest"] == version_of(fleet).digest
         json.dumps(verdict, allow_nan=False)
+
+
+def test_a_backlog_is_judged_in_parts_and_each_is_written_before_the_next(
+    fleet: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "AT_ONCE", 2)
+    for w in range(5):
+        for name in DEVICES:
+            window(fleet, name, w)
+    written: list[int] = []
+    judge_some = watching._judge
+
+    def noted(session: Session, watch: Watch, model: str) -> Any:
+        written.append(session.scalar(select(func.count()).where(WindowRow.judged)) or 0)
+        return judge_some(session, watch, model)
+
+    monkeypatch.setattr(watching, "_judge", noted)
+
+    assert (judge(fleet), judge(fleet)) == (15, 0)
+    assert written == [0, 6, 12]
+    assert unjudged(fleet) == set()
 
 
 def test_a_judged_window_is_counted_once_with_the_shift_of_its_features(fleet: Home) -> None:
