@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from missed_bars import explained
+
 from .bars import Bar
 from .figures import Figures
 
 
 def reasons(figures: Figures, missed: Sequence[Bar]) -> list[str]:
     """A sentence or two for each kind of bar that is missed."""
-    names = [bar.name for bar in missed if bar.shown != "not measured"]
-    told = [f"{bar.name}: not measured in this run." for bar in missed if bar.shown == "not measured"]
-    for words, explain in _EXPLANATIONS.items():
-        about = [name for name in names if words in name]
-        said = explain(figures) if about else None
-        if said is not None:
-            told.append(said)
-            names = [name for name in names if name not in about]
-    return told + [f"{name}: no reason found yet." for name in names]
+    not_measured = [f"{bar.name}: not measured in this run." for bar in missed if bar.shown == "not measured"]
+    measured = [bar.name for bar in missed if bar.shown != "not measured"]
+    return not_measured + explained(measured, _EXPLANATIONS, figures)
 
 
 def _category(f: Figures) -> str | None:

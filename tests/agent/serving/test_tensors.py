@@ -177,7 +177,7 @@ def test_what_is_watched_are_plain_numbers_and_the_label() -> None:
 
     windows = [r for r in monitor.collect(1_000) if type(r).__name__ == "Window"]
     assert len(windows) == 1
-    assert (windows[0].rows, windows[0].predictions) == (6, (3, 3))
+    assert (windows[0].rows, tuple(windows[0].content().predictions)) == (6, (3, 3))
 
 
 # Images ---------------------------------------------------------------------------------------------------------------
