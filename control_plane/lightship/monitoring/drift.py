@@ -35,6 +35,7 @@ from .drift_settings import DriftSettings
 from .hourly import Now, learn_hours, ranked_by_hour, season_facts, season_of
 from .joint import Together, judge_together
 from .ladder import Hours, Ladder
+from .lag import repeats
 from .layout import Block, Layout
 from .memory import NEVER, Memory
 from .performance import Labelled, judge_errors
@@ -47,6 +48,8 @@ from .verdict import Alarm, Calibrated, Estimate, FeatureShift, QualityFault, Ve
 ERRORS: Final = "errors"
 #: That of a regressor's residuals.
 RESIDUALS: Final = "residuals"
+#: The p-value of a latest block below which a shift may be under way: who shows more of it is not alone.
+LEANING: Final = 0.05
 
 
 class Step(NamedTuple):
@@ -114,7 +117,11 @@ def watch_stream(
         memory = Memory.fresh(layout, settings)
     verdict, memory = _judge(layout, windows, first_window, settings, memory, key, hours)
     verdict, memory = _judge_pairs(verdict, memory, profile, settings, together)
-    verdict = msgspec.structs.replace(verdict, estimate=_estimate(profile, windows, settings.history))
+    verdict = msgspec.structs.replace(
+        verdict,
+        estimate=_estimate(profile, windows, settings.history),
+        calibrated=_with_lag(verdict.calibrated, profile, windows, settings),
+    )
     return Step(_judge_labels(verdict, profile, labels, settings), memory)
 
 
@@ -224,6 +231,7 @@ def _judge(
         p_value=_device_p(ladder, standing),
         calibrated=_calibrated(facts) if memory is not None else None,
         season=season_facts(remembered, settings),
+        leaning=_leaning(facts, standing),
         record={layout.names[s]: int(facts.memory.since[s]) for s in np.flatnonzero(facts.memory.active)},
     )
     if new:
@@ -275,6 +283,16 @@ def _calibrated(facts: _Facts) -> Calibrated:
         phi_name=names[worst] if names else "",
         away=tuple(names[s] for s in np.flatnonzero(calibration.away)),
     )
+
+
+def _with_lag(
+    calibrated: Calibrated | None, profile: ReferenceProfile, windows: Sequence[WindowCounts], settings: DriftSettings
+) -> Calibrated | None:
+    names = tuple(f.name for f in profile.features)
+    found = repeats((w.moments for w in windows), names, settings.exclude)
+    if calibrated is None or found is None:
+        return calibrated
+    return msgspec.structs.replace(calibrated, lag=found.lag, lag_name=found.name, every=found.every)
 
 
 def shift_table(
@@ -384,6 +402,15 @@ def _quality(ladder: Ladder, standing: list[Block]) -> tuple[QualityFault, ...]:
         for fault in ladder.faults[block]:
             faults.setdefault((fault.name, fault.kind), fault)
     return tuple(faults.values())
+
+
+def _leaning(facts: _Facts, standing: list[Block]) -> tuple[str, ...]:
+    """The streams that may have shifted: by far less than makes an alarm, or by the ranks of the device's windows."""
+    names = facts.layout.names
+    leans = facts.memory.active
+    if standing:
+        leans = leans | (np.min([facts.ladder.p_values[b] for b in standing], axis=0) < LEANING)
+    return tuple(names[s] for s in np.flatnonzero(leans))
 
 
 def _device_p(ladder: Ladder, standing: list[Block]) -> float | None:

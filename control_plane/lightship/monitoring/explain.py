@@ -178,6 +178,10 @@ def _history(verdict: Verdict) -> list[str]:
             f"φ is {c.phi:.1f} in {c.phi_name}: rows are correlated, or windows have effects of their own. Small "
             f"shifts take longer; if you can, keep fewer rows that are further apart."
         )
+    if c.every > 1:
+        said.append(
+            f"Rows of {c.lag_name} repeat: lag-1 {c.lag:.2f}. One row in {c.every} carries nearly the same information."
+        )
     if c.away:
         said.append(f"Different from the training data since it was first looked at: {', '.join(c.away[:5])}.")
     return said

@@ -72,7 +72,8 @@ def judge_fleet(verdicts: Mapping[str, Verdict], settings: DriftSettings) -> Fle
         if k >= need and binom_sf(k - 1, len(voting), settings.device_alpha) < line
     )
     p = few_p([v.p_value for v in voting.values() if v.p_value is not None])
-    own = {d: alone for d, v in voting.items() if (alone := _own(v, count))}
+    leaning = Counter(name for v in voting.values() for name in v.leaning)
+    own = {d: alone for d, v in voting.items() if (alone := _own(v, count, leaning, len(voting)))}
     if shared:
         members = tuple(d for d, names in drifting.items() if not names.isdisjoint(shared))
         verdict = _fleet(members, len(voting), shared, p)
@@ -108,11 +109,15 @@ def drifts_in(verdict: Verdict, settings: DriftSettings) -> frozenset[str]:
     return frozenset(names)
 
 
-def _own(verdict: Verdict, count: Counter[str]) -> tuple[str, ...]:
-    """Features with a confirmed alarm that only this device shows; what the model makes of them isn't a fault."""
+def _own(verdict: Verdict, count: Counter[str], leaning: Counter[str], judged: int) -> tuple[str, ...]:
+    """Features with a confirmed alarm that only this device shows; what the model makes of them isn't a fault.
+
+    What half of the others lean towards, it only shows first.
+    """
     features = {f.name for f in verdict.quality} | {e.name for e in verdict.evidence if e.kind == "feature"}
     confirmed = {a.name for a in verdict.alarms if a.confirmed}
-    return tuple(sorted(n for n in features & confirmed if count[n] <= 1))
+    alone = {n for n in features & confirmed if count[n] <= 1}
+    return tuple(sorted(n for n in alone if 2 * (leaning[n] - (n in verdict.leaning)) < max(judged - 1, 1)))
 
 
 def _fleet(devices: tuple[str, ...], judged: int, shared: tuple[str, ...], p: float) -> FleetVerdict:

@@ -72,6 +72,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     confirmed: bool = False  # it has been critical
     clean: int = 0  # clean evaluations in a row
     others: int = 0  # windows of other streams that had been judged when it opened
+    besides: dict[str, int] = {}  # the same when a stream was first shown by this device alone
 
 
 class Track(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,6 +213,8 @@ def decide(
     for key in {a.key for a in actions if isinstance(a, OpenAlarm)}:
         tracks[key] = _opened_beside(tracks[key], judged)
     actions.extend(_roll_back(verdicts, actions, now))
+    for key in [k for k in tracks if k.device in fleet.own]:
+        tracks[key] = _shown_besides(tracks[key], fleet.own[key.device], judged)
     event = _fleet_event(state.fleet, tracks, fleet, now)
     if settings.quarantine:
         actions.extend(_quarantine(verdicts, tracks, quarantined, fleet, event, judged, now))
@@ -326,13 +329,15 @@ def _quarantine(
 
     Devices report at their own pace, and a faint shift shows by chance in one before the others. None is called sick
     before the others had their windows since its event opened: `FOLLOW_WINDOWS` each, on the average, or, of what a
-    member shows besides, `BESIDES_WINDOWS`.
+    member shows besides, `BESIDES_WINDOWS` since it first did, and it still must.
     """
     actions: list[Action] = []
     seen = event.seen if event else {}
     shared = set(event.shared) if event else set()
     for key, track in sorted(tracks.items()):
         own = fleet.own.get(key.device, ())
+        if key in seen and key not in quarantined:
+            own = _lasting(track, own, judged, BESIDES_WINDOWS * (len(tracks) - 1))
         if key in quarantined:
             if key in seen and not own and shared.issuperset(quarantined[key]) and _followed(track, seen[key]):
                 del quarantined[key]
@@ -342,7 +347,7 @@ def _quarantine(
             and track.event.confirmed
             and not track.event.clean
             and (own or key not in seen)
-            and judged - track.judged - track.event.others >= _patience(key in seen) * (len(tracks) - 1)
+            and judged - track.judged - track.event.others >= FOLLOW_WINDOWS * (len(tracks) - 1)
         ):
             names = own or _critical(verdicts.get(key), track.event.names)
             quarantined[key] = names
@@ -353,8 +358,19 @@ def _quarantine(
     return actions
 
 
-def _patience(is_member: bool) -> int:
-    return BESIDES_WINDOWS if is_member else FOLLOW_WINDOWS
+def _shown_besides(track: Track, own: Sequence[str], judged: int) -> Track:
+    """With the number of windows that the other streams had when this one first showed something alone."""
+    event = track.event
+    if event is None:
+        return track
+    besides = {**dict.fromkeys(own, judged - track.judged), **event.besides}
+    return msgspec.structs.replace(track, event=msgspec.structs.replace(event, besides=besides))
+
+
+def _lasting(track: Track, own: Sequence[str], judged: int, windows: int) -> tuple[str, ...]:
+    """Of what a member shows alone, that to which the others had so many windows to follow."""
+    besides = track.event.besides if track.event else {}
+    return tuple(n for n in own if judged - track.judged - besides.get(n, judged) >= windows)
 
 
 def _critical(verdict: Verdict | None, names: tuple[str, ...]) -> tuple[str, ...]:

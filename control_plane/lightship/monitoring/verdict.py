@@ -71,6 +71,9 @@ class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
     phi: float  # the largest of all streams: the mean of T over its degrees of freedom, 1 for independent rows
     phi_name: str  # and whose it is
     away: tuple[str, ...]  # streams that have differed from the training data since the device was looked at first
+    lag: float = 0.0  # the largest correlation of a feature's neighbouring rows; 0 where none repeats
+    lag_name: str = ""  # and whose it is
+    every: int = 1  # one row in so many carries nearly the same information
 
 
 class Season(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,4 +153,5 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     estimate: Estimate | None = None  # None: the model gives no scores, or nobody counted what they are worth
     joint: JointShift | None = None  # of the latest stretch of windows whose products came, with this window
     season: Season | None = None  # None: no window's hour was known
+    leaning: tuple[str, ...] = ()  # streams that may have shifted: p < 0.05 in a latest block, or the record stands
     record: dict[str, int] = {}  # streams whose alarm of record stands, and since which window

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from sqlalchemy import select
 from tests.control_plane.monitoring.streams import Stream
 from tests.control_plane.things import add_device
 
@@ -22,7 +23,7 @@ from lightship.monitoring.memory import Memory
 from lightship.monitoring.performance import Labelled
 from lightship.monitoring.simulate import analytic_windows, mean_shift, what_is_seen
 from lightship.monitoring.verdict import Verdict
-from lightship.storage.models import CommonMemory, Device
+from lightship.storage.models import Alarm, CommonMemory, Device
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -176,6 +177,36 @@ def test_what_all_devices_show_together_is_told_of_each(home: Home, capsys: pyte
     status, said, _ = run(capsys, "--home", home.path, "drift", "explain", "pump-1")
     assert status == 0
     assert "Devices are compared together once 10 of them have a history of their own." in said
+
+
+def test_an_alarm_shared_with_others_is_told_as_long_as_it_stands_to_those_who_have_a_part_in_it(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = Verdict(level="ok", window=5, rows=200, tested=(1,), alarms=(), evidence=(), quality=(), p_value=0.5)
+    stored = {"digest": "a" * 64, "verdict": msgspec.to_builtins(quiet)}
+    for name in ("pump-1", "pump-2"):
+        add_device(home, name, verdict=stored)
+    told = [("segment", "pump", None), ("segment", "pump", 9), ("segment", "oven", None), ("fleet", "pump", None)]
+    with home.database.write() as session:
+        for device in session.scalars(select(Device)):
+            device.running_model = "pump"
+        for i, (kind, model, closed) in enumerate(told):
+            evidence = {"segment": "site=north", "devices": ["pump-1"]}
+            sentence = f"Sentence {i}."
+            alarm = Alarm(id=f"{i:012}", kind=kind, model=model, level="critical", sentence=sentence, evidence=evidence)
+            alarm.digest = alarm.device = ""
+            alarm.opened_at, alarm.closed_at = 1, closed
+            session.add(alarm)
+
+    status, said, _ = run(capsys, "--home", home.path, "drift", "explain", "pump-1")
+    _, other, _ = run(capsys, "--home", home.path, "drift", "explain", "pump-2", "--json")
+
+    assert status == 0
+    assert [s for s in said.splitlines() if "a part in" in s] == [
+        "It has a part in this: Sentence 0.",
+        "It has a part in this: Sentence 3.",
+    ]
+    assert not any("a part in this" in s for s in json.loads(other)["sentences"])
 
 
 # -- simulate -----------------------------------------------------------------------------------------------------

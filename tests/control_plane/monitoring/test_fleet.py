@@ -106,6 +106,16 @@ def test_what_a_member_shows_alone_is_told_apart_from_what_it_shares() -> None:
     assert verdict.own == {"d0": ("f4",)}
 
 
+def test_a_member_shows_nothing_alone_that_half_of_the_others_lean_towards() -> None:
+    first, shared = drifting("f1", "f4", confirmed=True), drifting("f1", confirmed=True)
+    first = msgspec.structs.replace(first, leaning=("f1", "f4"))
+    leans = msgspec.structs.replace(shared, leaning=("f1", "f4"))
+    assert judge([first, leans, leans, shared, shared]).own == {}
+    assert judge([first, leans, shared, shared, shared]).own == {"d0": ("f4",)}
+    assert judge([first, leans]).own == {}
+    assert judge([first]).own == {"d0": ("f1", "f4")}
+
+
 @settings(deadline=None)
 @given(drift=st.integers(0, 30), healthy=st.integers(0, 30))
 def test_another_drifting_device_never_makes_it_less_of_a_fleet(drift: int, healthy: int) -> None:

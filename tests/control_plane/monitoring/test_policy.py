@@ -222,9 +222,22 @@ def test_a_member_that_is_sick_besides_is_quarantined_once_the_others_could_have
     desk = Desk()
     besides = msgspec.structs.replace(fleet_of("d1", "d2", "d3"), own={"d2": ("f9",)})
     desk.see(everyone(0), fleet_of("d1", "d2", "d3"))
-    for w in range(1, BESIDES_WINDOWS):
+    for w in range(1, BESIDES_WINDOWS + 1):
         assert Quarantine not in desk.see(everyone(w, confirmed=True), besides)
-    assert Quarantine in desk.see(everyone(BESIDES_WINDOWS, confirmed=True), besides)
+    assert Quarantine in desk.see(everyone(BESIDES_WINDOWS + 1, confirmed=True), besides)
+    quarantine = next(a for a in desk.actions if isinstance(a, Quarantine))
+    assert (quarantine.key.device, quarantine.names) == ("d2", ("f9",))
+
+
+def test_a_member_that_shows_something_besides_once_long_after_the_drift_began_is_not_sick() -> None:
+    desk = Desk()
+    shared = fleet_of("d1", "d2", "d3")
+    lucky = msgspec.structs.replace(shared, own={"d2": ("f9",)})
+    for w in range(40):
+        desk.see(everyone(w, confirmed=w > 0), lucky if w == 20 else shared)
+    assert desk.count(Quarantine) == 0
+    for w in (40, 41):
+        desk.see(everyone(w, confirmed=True), lucky)
     quarantine = next(a for a in desk.actions if isinstance(a, Quarantine))
     assert (quarantine.key.device, quarantine.names) == ("d2", ("f9",))
 
