@@ -40,6 +40,7 @@ from .link.quality import LinkQuality
 from .link.renewal import CertificateKeeper
 from .link.ring import LAST_SEQ
 from .link.sender import RESEND_SECONDS, Parcel, Sender
+from .link.way import Way
 from .logs import RecentLines, speak_for
 from .monitor.application import ApplicationNumbers
 from .monitor.degraded import Degraded, Mode, state_of
@@ -203,6 +204,7 @@ class Agent:
             patience=patience,
             rate=settings.drain_rate,
         )
+        self._way = Way(patience)
         # Every run has a name of its own: that is how the control plane notices a copy of this device.
         self._control = ControlPlane(self._identity, f"{secrets.token_hex(8)}:{self._boot}")
         self._certificate = CertificateKeeper(self._identity, self._control)
@@ -454,17 +456,24 @@ class Agent:
         for handle in self._mqtt.refusals() if self._mqtt is not None else ():
             self._sender.refused(handle)
         parcel = self._sender.next_batch()
+        if self._way.look(self._sender.stalls, time.time() - self._updater.reached_at, time.monotonic()):
+            log.warning(
+                "report: link.unacknowledged: the broker took %d reports, and the control plane has acknowledged none; "
+                "they go over HTTPS now. Run `lightship broker check`.",
+                self._sender.stalled,
+            )
         while parcel is not None and self._deliver(parcel):
             parcel = self._sender.next_batch()
 
     def _deliver(self, parcel: Parcel) -> bool:
         fail_point("sending")
-        if self._mqtt is not None and (handle := self._mqtt.publish(*parcel)):
+        mqtt = None if self._way.unheard(time.monotonic()) else self._mqtt
+        if mqtt is not None and (handle := mqtt.publish(*parcel)):
             self._mqtt_seen = time.monotonic()
             fail_point("sent")
             self._sender.sent(handle)
             return True
-        if self._mqtt is not None and time.monotonic() - self._mqtt_seen < HTTPS_FALLBACK_SECONDS:
+        if mqtt is not None and time.monotonic() - self._mqtt_seen < HTTPS_FALLBACK_SECONDS:
             return False
         stored = self._control.post_telemetry(parcel.packed)
         fail_point("sent")
@@ -601,6 +610,8 @@ class Agent:
             reasons.append(self._updater.trust_code)
         if self._mqtt is not None and self._mqtt.taken_over:
             reasons.append("link.taken-over")
+        if self._way.unheard(time.monotonic()):
+            reasons.append("link.unacknowledged")
         if self._events.in_memory or self._reports.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
             reasons.append("storage.full")
         if self._updater.clock.is_behind:

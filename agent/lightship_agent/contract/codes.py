@@ -139,6 +139,7 @@ CODES: Final[dict[str, str]] = {
     "link.status": "The server answered with an unexpected status.",
     "link.slow": "The transfer was slower than its minimum rate or missed its deadline.",
     "link.taken-over": "Another program has taken this device's MQTT session: two go by one name.",
+    "link.unacknowledged": "The broker takes reports, and the control plane acknowledges none: nobody hears them.",
     "link.expired-command": "A command came after its time, or would be valid for too long; it is dropped.",
     "link.replayed-command": "A command came a second time; it is dropped.",
     "link.unknown-command": "The device knows no such command.",

@@ -94,6 +94,8 @@ class Sender:
         self._pending: _Pending | None = None
         self._handles: OrderedDict[int, _Pending] = OrderedDict()
         self._paused_until = 0.0
+        #: Times in a row that nothing was acknowledged for as long as our patience lasts, and how many records wait.
+        self.stalls = self.stalled = 0
         self._live()
 
     def next_batch(self) -> Parcel | None:
@@ -213,11 +215,14 @@ class Sender:
     def _note_stall(self, ring: Ring, lane: _Lane) -> None:
         acked, since = lane.progress
         now = self._clock()
+        if ring.acked != acked:
+            self.stalls = self.stalled = 0
         if ring.acked != acked or ring.acked >= lane.cursor or lane.again:
             lane.progress = (ring.acked, now)
         elif now - since > self._patience:
             lane.again = _with(lane.again, [(ring.acked + 1, lane.cursor)])
             lane.progress = (acked, now)
+            self.stalls, self.stalled = self.stalls + 1, lane.cursor - ring.acked
 
 
 def _with(spans: Iterable[Span], more: Iterable[Span]) -> list[Span]:

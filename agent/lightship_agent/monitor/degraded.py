@@ -22,6 +22,7 @@ MEANS: Final[dict[str, str]] = {
     "trust.expired": _UPDATES,
     "storage.full": "Serving goes on; reports are kept in memory and end with the process, and no bundle is fetched.",
     "link.taken-over": "Serving goes on; reports go over HTTPS, and another program under this device's name is heard.",
+    "link.unacknowledged": "Serving goes on; reports go over HTTPS. Look at the broker: `lightship broker check`.",
     "device.throttled": "Serving goes on, slower: the processor is held back by heat or power.",
     "device.memory": "Serving goes on; another model may find no room, and the kernel may end the agent.",
     "device.clock": "Serving goes on; the time is that of the last authenticated statement, and not the system's.",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,7 +19,10 @@ from tests.agent.link.field import FAR_FUTURE, Field
 from lightship_agent.app import Agent
 from lightship_agent.contract.bundle import read_bundle
 from lightship_agent.contract.codes import TrustError
-from lightship_agent.contract.messages import Application
+from lightship_agent.contract.messages import Application, Envelope
+from lightship_agent.contract.wire import unpack
+from lightship_agent.link.client import Acknowledged, Stored
+from lightship_agent.link.quality import LinkQuality
 from lightship_agent.monitor import health
 from lightship_agent.settings import load_settings
 from lightship_agent.update.clock import FILE as LATEST_TIME
@@ -192,3 +198,43 @@ def test_several_at_once_are_all_said_each_since_when_it_began(device: Start, mo
         assert worn.modes() == ["storage.full", "device.memory"]
         assert first in worn.http.get("/v2/health").json()["modes"]
         assert worn.predicts() == 200
+
+
+def test_a_device_whose_broker_nobody_hears_says_so_over_https(device: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, posted = list[bytes](), list[bytes]()
+
+    def post(packed: bytes) -> Stored:
+        posted.append(packed)
+        said = unpack(packed, Envelope)
+        return Stored("", (), (Acknowledged(said.e, max(record.s for record in said.r)),))
+
+    def publish(_kind: str, packed: bytes) -> int:
+        taken.append(packed)
+        return len(taken)
+
+    deaf = SimpleNamespace(
+        publish=publish, refusals=lambda: (), taken_over=False, connected=threading.Event(), quality=LinkQuality(),
+        tell_home=lambda _values: None,
+    )  # fmt: skip
+    with device() as unheard, monkeypatch.context() as patch:
+        agent = unheard.agent
+        patch.setattr(agent, "_mqtt", deaf)
+        patch.setattr(agent._control, "post_telemetry", post)
+        agent._keep([agent._heartbeat()])
+        agent._send()
+        assert taken
+        assert unheard.modes() == []
+
+        sent = len(taken)
+        patch.setattr(agent._updater, "reached_at", time.time())
+        agent._sender.stalls = 3
+        agent._keep([agent._heartbeat()])
+        agent._send()
+        assert unheard.modes() == ["link.unacknowledged"]
+        agent._keep([agent._heartbeat()])
+        agent._send()
+
+        assert len(taken) == sent
+        beats = [record.degraded for packed in posted for record in unpack(packed, Envelope).r]  # type: ignore[union-attr]
+        assert ("link.unacknowledged",) in beats
+        assert unheard.predicts() == 200

@@ -253,3 +253,27 @@ def test_a_request_for_what_is_stored_or_was_never_sent_changes_nothing(bench: B
     bench.sender.missing("f" * 16, [(4, 5)])
 
     assert bench.send_all() == []
+
+
+def test_it_counts_how_often_nothing_was_acknowledged_and_begins_anew_when_something_is(bench: Bench) -> None:
+    bench.beat(2)
+    bench.send_all()
+    seen = []
+    for _ in range(3):
+        bench.now += PATIENCE + 1
+        assert bench.send_all() == [1, 2]
+        seen.append((bench.sender.stalls, bench.sender.stalled))
+    assert seen == [(1, 2), (2, 2), (3, 2)]
+    bench.outbox.acknowledge(bench.outbox.epoch, 1)
+    bench.send_all()
+    assert (bench.sender.stalls, bench.sender.stalled) == (0, 0)
+
+
+def test_a_device_with_nothing_to_say_waits_for_nothing(bench: Bench) -> None:
+    bench.beat()
+    bench.send_all()
+    bench.outbox.acknowledge(bench.outbox.epoch, 1)
+    for _ in range(5):
+        bench.now += PATIENCE + 1
+        bench.send_all()
+    assert bench.sender.stalls == 0
