@@ -30,7 +30,7 @@ def clients_python(from_lock: Path = LOCK) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
-        done = subprocess.run([*pip, "-r", str(from_lock)], capture_output=True, text=True, check=False, timeout=900)
+        done = subprocess.run([*pip, "-r", str(from_lock)], capture_output=True, text=True, check=False, timeout=1_800)
         if done.returncode != 0:
             said = done.stderr.strip().splitlines() or ["nothing"]
             pytest.skip(

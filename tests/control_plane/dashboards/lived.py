@@ -171,7 +171,7 @@ def asked(url: str, path: str, **parameters: str) -> dict[str, Any]:
     """What its API says, also of what it refuses."""
     query = urllib.parse.urlencode(parameters)
     try:
-        with urllib.request.urlopen(f"{url}/api/v1/{path}?{query}", timeout=10) as reply:
+        with urllib.request.urlopen(f"{url}/api/v1/{path}?{query}", timeout=60) as reply:
             found: dict[str, Any] = json.load(reply)
     except urllib.error.HTTPError as e:
         found = json.load(e)
