@@ -25,7 +25,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
@@ -33,11 +32,12 @@ from lightship_agent.contract.codes import ReleaseError
 from lightship_agent.contract.device_api import MAX_RELEASE_LIST
 from lightship_agent.contract.transport import DELTA_SUFFIX, TRANSPORT_SUFFIX, pack_transport
 from lightship_agent.contract.wire import sha256_hex
-from lightship_agent.files import storage_error, sweep, sync_folder, write_durably
+from lightship_agent.files import storage_error, sweep, write_durably
 
 from .changes import Documents, RoleKeys, check, first_documents
 from .deltas import stale_patches
 from .health import RoleHealth, judge
+from .journal import Journal
 from .keys import ROLES, KeyFolder
 from .metadata import LIFE, RELEASES, MetadataFiles, Signed, expiry
 from .signing import sign_with, verifies
@@ -57,13 +57,6 @@ class Released:
     transport_length: int
 
 
-class _Journal(msgspec.Struct, frozen=True, kw_only=True):
-    """A change under way: files in the order in which they are written, and the keys that count no more after it."""
-
-    files: list[tuple[str, str]]
-    retired: dict[str, list[str]]
-
-
 class ReleaseRepository:
     """The repository under `<home>/tuf`."""
 
@@ -71,9 +64,9 @@ class ReleaseRepository:
         """Nothing is read yet."""
         self.metadata = folder / "metadata"
         self.targets = folder / "targets"
-        self._journal = folder / "changing.json"
         self._files = MetadataFiles(self.metadata)
         self._keys = keys
+        self._journal = Journal(folder / "changing.json", self.metadata, keys)
         keys.ask(self.trusted)
 
     # What is in force -------------------------------------------------------------------------------------------------
@@ -109,7 +102,7 @@ class ReleaseRepository:
     @property
     def _broken(self) -> bool:
         """Whether a repository that was begun has lost its head: the journal lies there until that is written."""
-        return not self.exists and not self._journal.exists() and any(self.metadata.glob("*.root.json"))
+        return not self.exists and not self._journal.open and any(self.metadata.glob("*.root.json"))
 
     def in_force(self) -> Documents:
         """Root, targets and releases in force.
@@ -299,9 +292,8 @@ class ReleaseRepository:
                 return []
             check(documents, before)
             self._check_stored(before, documents)
-            journal = _Journal(files=self._files_of(before, documents), retired=_retired(before, documents))
-            write_durably(self._journal, msgspec.json.encode(journal))
-            self._carry_out()
+            self._journal.begin(self._files_of(before, documents), _retired(before, documents))
+            self._journal.carry_out()
             return [role for role, _ in documents.items()]
 
     def renew(self, now: datetime) -> list[str]:
@@ -532,23 +524,6 @@ class ReleaseRepository:
             message = "The new director key is not here, and devices could not be told anything any more."
             raise ReleaseError("release.keys", message, remedy="Begin with `lightship keys rotate director`.")
 
-    def _carry_out(self) -> None:
-        """Write what the journal says; again from the start when that was cut."""
-        try:
-            journal = msgspec.json.decode(self._journal.read_bytes(), type=_Journal)
-        except (OSError, msgspec.MsgspecError) as e:
-            message = f"What was being changed can't be read from {self._journal}: {e}."
-            raise ReleaseError("release.unknown", message, remedy="Restore <home>/tuf from your backup.") from e
-        for name, text in journal.files:
-            write_durably(self.metadata / name, text.encode())
-        for role, keyids in journal.retired.items():
-            self._keys.retire(role, keyids)
-        try:
-            self._journal.unlink()
-            sync_folder(self._journal.parent)
-        except OSError as e:
-            raise storage_error(e, self._journal) from e
-
     # Files ------------------------------------------------------------------------------------------------------------
 
     def _file_name(self, role: str, metadata: Metadata[Any]) -> str:
@@ -586,9 +561,9 @@ class ReleaseRepository:
             self.require()
         with (self.metadata / ".lock").open("w") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
-            if self._journal.exists():
-                self._carry_out()
-            for folder in (self.metadata, self._journal.parent, self._keys.folder):
+            if self._journal.open:
+                self._journal.carry_out()
+            for folder in (self.metadata, self._journal.path.parent, self._keys.folder):
                 sweep(folder)
             yield
 

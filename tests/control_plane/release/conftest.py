@@ -11,7 +11,7 @@ from tests.control_plane.release.people import People, found
 from tests.control_plane.things import Served, serve_devices
 
 from lightship.home import Home
-from lightship.release import repository
+from lightship.release import journal, repository
 
 
 @pytest.fixture(scope="session")
@@ -59,5 +59,6 @@ def device(office_served: Served, tmp_path: Path) -> Iterator[Client]:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> CuttableDisk:
     made = CuttableDisk()
-    monkeypatch.setattr(repository, "write_durably", made)
+    for module in (journal, repository):
+        monkeypatch.setattr(module, "write_durably", made)
     return made
