@@ -20,7 +20,7 @@ from .bench import QUICK, Bench, Sizes
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: In the order of the page. Each is a module with a function `measure`, or names one.
-PARTS: Final = ("quiet", "delays", "joint", "fleets", "common_shift", "labels", "peers", "real", "cost")
+PARTS: Final = ("quiet", "weeks", "delays", "joint", "fleets", "common_shift", "labels", "peers", "real", "cost")
 
 
 def main(arguments: list[str] | None = None) -> int:

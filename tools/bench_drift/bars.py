@@ -68,7 +68,8 @@ def bars(parts: dict[str, Any]) -> list[Bar]:
     """All of them, in the order of the page."""
     figures = Figures(parts)
     return [
-        *_false_alarms(figures), *_delays(figures), *_joint(figures), *_fleets(figures), *_common(figures),
+        *_false_alarms(figures), *_first_weeks(figures), *_delays(figures), *_joint(figures), *_fleets(figures),
+        *_common(figures),
         *_labels(figures),
         *_others(figures), *_real(figures), *_cost(figures),
     ]  # fmt: skip
@@ -167,6 +168,19 @@ def _real(f: Figures) -> Iterator[Bar]:
         yield Bar(words, worst, limit, at_least=fault != "nothing")
 
 
+def _first_weeks(f: Figures) -> Iterator[Bar]:
+    for words, course, warm_up in (
+        ("a daily cycle of 1 sd", "daily cycle 1 sd", 48),
+        ("weekends 1 sd lower, drift_warm_up = 336", "weekends 1 sd lower", 336),
+    ):
+        told = f.weeks(course, warm_up)
+        yield Bar(
+            f"false alarms per device, critical, in its first three weeks, {words}",
+            math.nan if told is None else float(told["criticals"][0]),
+            0.1,
+        )
+
+
 def _cost(f: Figures) -> Iterator[Bar]:
     told = f.part("cost")
     payload = None if told is None else told["payload"]
@@ -175,6 +189,8 @@ def _cost(f: Figures) -> Iterator[Bar]:
     yield Bar("cost: ms of CPU per 1,000 rows of 30 features, on the device", _get(told, "ms_per_1000_rows"), 1.2)
     yield Bar("cost: µs per row on the hot path", _get(told, "us_per_row_hot_path"), 2)
     yield Bar("cost: state in bytes on the device, 30 features", _get(told, "device_state_bytes"), 12_288)
+    own = "cost: MB of memory of its own that counting adds to an agent that has numpy"
+    yield Bar(own, _get(told, "counting_adds_own_mb"), 1)
     yield Bar("cost: state in bytes remembered per device of 30 features", _get(told, "memory_bytes"), 12_288)
     yield Bar("cost: ms to merge the windows of 1,000 devices", _get(told, "ms_to_merge_1000"), 5)
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ from lightship.monitoring.drift_settings import DriftSettings
 from lightship.monitoring.memory import Memory, pack
 from lightship_agent.contract.messages import Envelope, PackedMoments, Window, packed
 from lightship_agent.contract.profile import Binner, ReferenceProfile, WindowCounts, merge
+from lightship_agent.contract.wire import encode
 from lightship_agent.contract.wire import pack as wire_pack
 from lightship_agent.monitor.ring import RowRing
 from lightship_agent.monitor.tally import Tally
@@ -58,6 +60,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "memory_bytes": remembered,
         **_merged(profile, rng),
         **_device(bench),
+        **_memory(bench, profile),
     }
 
 
@@ -86,6 +89,16 @@ def _device(bench: Bench) -> dict[str, float]:
     told: dict[str, float] = json.loads(done.stdout)
     there = environment(bench.folder / "agent", "ours")
     return told if there.why_not else {**told, "installed_mb": there.size_mb()}
+
+
+def _memory(bench: Bench, profile: ReferenceProfile) -> dict[str, float]:
+    """What counting adds to a process that has numpy and the contract."""
+    place = bench.folder / "profile.msgpack"
+    place.write_bytes(encode(profile))
+    program = Path(__file__).with_name("memory_of_counting.py")
+    done = subprocess.run([sys.executable, str(program), str(place)], check=True, capture_output=True, text=True)
+    told: dict[str, float] = json.loads(done.stdout)
+    return told
 
 
 def _profile(rng: np.random.Generator) -> ReferenceProfile:

@@ -29,6 +29,11 @@ class Figures:
         """A nature's alarms."""
         return next((q for q in self.part("quiet") or () if q["nature"] == nature and q["floor"] == floor), None)
 
+    def weeks(self, course: str, warm_up: int) -> Found | None:
+        """Alarms of the first weeks."""
+        found = self.part("weeks") or ()
+        return next((w for w in found if w["course"] == course and w["warm_up"] == warm_up), None)
+
     def years(self) -> float | None:
         """Device-years of the nature that has the fewest."""
         found = self.part("quiet")

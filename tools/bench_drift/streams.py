@@ -36,7 +36,7 @@ def dependent(nature: str, rng: np.random.Generator, windows: int, streams: int)
     """Rows of one of the `NATURES`."""
     counts = np.empty((windows, streams, TEST_BINS), dtype=np.int16)
     for s in range(streams):
-        edges = np.quantile(marginal(nature, rng), np.arange(1, TEST_BINS) / TEST_BINS)
+        edges = quantiles_of(marginal(nature, rng))
         if nature.startswith("AR"):
             # Adding up comparisons is quicker than searching, and the same.
             x = rows(nature, rng, windows).astype(np.float32)
@@ -50,12 +50,21 @@ def dependent(nature: str, rng: np.random.Generator, windows: int, streams: int)
     return counts, _reference(streams)
 
 
+def quantiles_of(rows: Floats) -> Floats:
+    """The cut points that a reference of these rows has."""
+    return np.asarray(np.quantile(rows, np.arange(1, TEST_BINS) / TEST_BINS))
+
+
+def shares_between(edges: Floats, middle: Floats, sd: float = 1.0) -> Floats:
+    """The mass of normal rows in each bin, given each window's mean, `[windows, bins]`."""
+    below = _below((edges - middle[:, None]) / sd)
+    return np.maximum(np.diff(below, axis=1, prepend=0.0, append=1.0), 0.0)
+
+
 def _drawn(nature: str, rng: np.random.Generator, windows: int, edges: Floats) -> Counts:
     """Given a window's mean, its rows are independent: the counts can be drawn at once."""
     middle, sd = _middle(nature, rng, windows)
-    below = _below((edges - middle[:, None]) / sd)
-    shares = np.diff(below, axis=1, prepend=0.0, append=1.0)
-    return rng.multinomial(ROWS, np.maximum(shares, 0.0))
+    return rng.multinomial(ROWS, shares_between(edges, middle, sd))
 
 
 def _middle(nature: str, rng: np.random.Generator, windows: int) -> tuple[Floats, float]:

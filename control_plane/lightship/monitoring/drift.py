@@ -40,7 +40,7 @@ from .layout import Block, Layout
 from .memory import NEVER, Memory
 from .performance import Labelled, judge_errors
 from .residuals import judge_residuals, label_streams
-from .season import Hour
+from .season import Hour, are_spread
 from .two_sample import psi_debiased, psi_exceeds
 from .verdict import Alarm, Calibrated, Estimate, FeatureShift, QualityFault, Verdict
 
@@ -93,8 +93,8 @@ def watch_stream(
     Warning: a test that is due now crosses its line. Critical, for a stream with a history of its own: the conformal
     alarm of record stands too, and the lower end of its debiased PSI is above the floor. For one without: the same
     stream did so before, at the evaluated window before or in the block of the same length before, on rows the two
-    tests don't share (one bad window makes the longer blocks around it alarm too), with the same floor. For a
-    data-quality fault the repetition is enough.
+    tests don't share (one bad window makes the longer blocks around it alarm too), with the same floor; but not where
+    windows are of different hours, until there are enough of them. For a data-quality fault the repetition is enough.
 
     Args:
         profile: the reference of the bundle that counted the windows.
@@ -217,7 +217,7 @@ def _judge(
         line = settings.record_line(layout.streams)
         remembered = remembered.ranked(last, ladder.statistics[base], ladder.enough[base], key, line)
         remembered = ranked_by_hour(remembered, last, ladder.by_hour.get(base), key, line)
-    facts = _Facts(layout, ladder, calibration, remembered.deciding())
+    facts = _Facts(layout, ladder, calibration, remembered.deciding(), are_spread(hours))
     alarms = _alarms(facts, due, before)
     quality = _quality(ladder, standing)
     verdict = Verdict(
@@ -244,6 +244,7 @@ class _Facts(NamedTuple):
     ladder: Ladder
     calibration: Calibration  # of each stream, what it is judged by
     memory: Memory
+    spread: bool = False  # windows are of different times of the day
 
 
 def _learn(facts: _Facts, memory: Memory, due: list[Block], standing: list[Block], season: Hours | None) -> Memory:
@@ -334,7 +335,12 @@ def _alarms(facts: _Facts, due: list[Block], before: list[Block]) -> tuple[Alarm
 def _confirmed(facts: _Facts, block: Block, name: str, *, repeated: bool) -> bool:
     """Whether a shift is beyond doubt, and its lower end above the floor."""
     s = facts.layout.names.index(name)
-    believed = bool(facts.memory.active[s]) if facts.calibration.ready[s] else repeated
+    calibration = facts.calibration
+    if calibration.ready[s]:
+        believed = bool(facts.memory.active[s])
+    else:
+        # A day or a week has a course: until its own windows are enough, that is seen again is no reason to believe it.
+        believed = repeated and (not facts.spread or bool(calibration.away[s]))
     if not believed:
         return False
     cells = facts.layout.cells(facts.ladder.counts(block)[None, :])[0, s]

@@ -21,7 +21,7 @@ from .hourly import Now, learn_hours, ranked_by_hour, season_of
 from .ladder import ByHour, Hours
 from .layout import Block, Layout
 from .memory import Memory
-from .season import Hour
+from .season import Hour, are_spread
 from .tails import ncx2_isf
 from .two_sample import psi_exceeds, two_sample
 
@@ -149,6 +149,7 @@ class _Run:
                 if raised.any():
                     out.records.extend(Hit(w, int(s), 0) for s in np.flatnonzero(raised))
             active = memory.deciding().active
+            spread = are_spread(self.hours[max(0, w + 1 - settings.history) : w + 1])
             for level, block in due:
                 i = block.start // block.size
                 over = self._over(level, i, calibration, settled=w - self._made > _SETTLED)
@@ -159,7 +160,8 @@ class _Run:
                     hit = Hit(w, int(s), block.size)
                     out.warnings.append(hit)
                     ready = standing is not None and bool(standing.ready[s])
-                    believed = bool(active[s]) if ready else bool(before[level, s])
+                    known = not spread or (standing is not None and bool(standing.away[s]))
+                    believed = bool(active[s]) if ready else bool(before[level, s]) and known
                     if believed and self._material(block, int(s), tests.get(block), season):
                         out.criticals.append(hit)
             if calibrated:

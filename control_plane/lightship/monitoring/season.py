@@ -45,6 +45,9 @@ MATERIAL: Final = 0.25
 _COVERED: Final = 0.9
 #: How unlikely a table within the floor of the training data must look before it is taken for another world.
 _AWAY_ALPHA: Final = 1e-6
+_DAY: Final = 24
+#: Hours of the day from which on windows are not all of one time.
+_SPREAD: Final = 3
 
 
 class Hour(NamedTuple):
@@ -73,6 +76,11 @@ def hours_of(opened_ms: Sequence[int | None], latest_ms: int) -> list[Hour]:
         week, slot = divmod(at // _HOUR_MS + _MONDAY, SLOTS)
         found.append(Hour(int(slot), int(week)))
     return found
+
+
+def are_spread(hours: Sequence[Hour]) -> bool:
+    """Whether these windows are of different times of the day: then what repeats may be its course, and no change."""
+    return len({h.slot % _DAY for h in hours if h.slot != UNKNOWN}) >= _SPREAD
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,33 @@ def test_a_shift_under_a_large_daily_cycle_is_seen_within_hours_and_was_never_se
     assert not [h for h in ran[1].warnings if 3 * WEEK <= h.window < onset]
 
 
+def test_a_daily_cycle_is_never_critical_and_a_repeated_shift_is_where_no_day_goes_by() -> None:
+    counts, reference = seasonal_counts(np.random.default_rng(5), 3 * 24, 8, daily(1.5))
+
+    def criticals(when: list[Hour]) -> int:
+        return len(replay(counts, reference, DriftSettings(), per_device=8, hours=when).criticals)
+
+    assert criticals(hours(3 * 24)) == 0
+    assert criticals([]) > 0
+    assert criticals(hours_of([MONDAY_MS + 1_000 * i for i in range(3 * 24)], 2**62)) > 0
+
+
+def test_a_device_that_was_never_like_its_training_is_critical_when_its_first_days_are_over() -> None:
+    stream, memory = Stream(seed=2), None
+    settings = DriftSettings(warm_up=12, baseline=24)
+    windows = stream.windows(20, shift=1.0)
+    levels = []
+    for w in range(len(windows)):
+        verdict, memory = watch_stream(
+            stream.profile, windows[: w + 1], 0, settings, memory, "pump-1", hours=hours(w + 1)
+        )  # fmt: skip
+        levels.append(verdict.level)
+
+    assert "warning" in levels[:12]
+    assert "critical" not in levels[:12]
+    assert levels[13:] == ["critical"] * 7
+
+
 def test_weekends_alarm_every_week_until_they_are_known() -> None:
     windows = 6 * WEEK
     counts, reference = seasonal_counts(np.random.default_rng(7), windows, 4, WEEKENDS)
