@@ -58,7 +58,7 @@ bench: bench-update bench-drift bench-serving bench-telemetry  ## Every benchmar
 bench-update: $(STAMP)  ## What looking for updates and getting them costs; a few minutes.
 	@$(RUN) -m bench_update
 
-bench-drift: $(STAMP)  ## How often drift alarms are false, and how soon true; half an hour. ONLY=parts, QUICK=1, AGAIN=1.
+bench-drift: $(STAMP)  ## How often drift alarms are false, and how soon true; some 25 minutes. ONLY=parts, QUICK=1, AGAIN=1.
 	@$(RUN) -m bench_drift $(if $(ONLY),--only "$(ONLY)") $(if $(QUICK),--quick) $(if $(AGAIN),--again)
 
 bench-serving: $(STAMP)  ## What a prediction costs, here and in other servers; about an hour. ONLY=parts, SOAK=requests, QUICK=1, AGAIN=1.

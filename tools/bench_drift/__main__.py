@@ -33,11 +33,24 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(folder, QUICK if options.quick else Sizes(), again=options.again)
     wanted = [p for p in options.only.replace(",", " ").split() if p] or list(PARTS)
     began = time.monotonic()
-    for part in wanted:
+    if {"peers", "real"} & set(wanted):
+        _environments(folder)
+    for n, part in enumerate(wanted):
+        print(f"{time.monotonic() - began:,.0f} s, part {n + 1} of {len(wanted)}", flush=True)
         _measure(bench, part, work / f"{part}.json", again=options.again or bool(options.only))
     if options.measure_only:
         return 0
     return _write(options, work, began)
+
+
+def _environments(folder: Path) -> None:
+    """Made before anything is measured; whose can't be made is told now, and on the page."""
+    from .venvs import NAMES, environment
+
+    for name in NAMES:
+        there = environment(folder / "environments", name)
+        if there.why_not:
+            print(f"  {name} will be missing: {there.why_not}", flush=True)
 
 
 def _write(options: argparse.Namespace, work: Path, began: float) -> int:
