@@ -95,7 +95,17 @@ def _fed(folder: Path, history: str = "", protocol: str = "auto") -> Iterator[tu
             while stored(place) < DEVICES:
                 out.publish(first)
                 time.sleep(2)
+            _rests(place.workers[0].pid)
             yield place, out
+
+
+def _rests(pid: int) -> None:
+    """Wait until it has nothing to do any more: what was said again to begin with is no part of what is measured."""
+    busy = 1.0
+    while busy > 0.05:
+        before = cpu(pid)
+        time.sleep(1)
+        busy = cpu(pid) - before
 
 
 def _cost(place: Site, out: Publisher, history: str, protocol: str, batch: int, count: int) -> Cost:
