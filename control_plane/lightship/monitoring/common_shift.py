@@ -9,6 +9,8 @@ Rules of this room:
   before them, as a device's windows are by its own: two weeks are learnt in which nothing is said, then a common shift
   must be beyond the line by Hotelling's test and by the moments of those looks (F tail), the conformal alarm of record
   must stand, and the shift must be larger than `common_floor`, after its noise is taken off;
+* weather lasts: looks that resemble the one before them count for fewer, (1 − ρ)/(1 + ρ) each, ρ their correlation, so
+  that what wanders slowly is known to be known badly;
 * it is a warning, and critical where it is above what a single device may shift: then the fleet has left the training
   data, although no device could show it;
 * one event, one alarm; the alarm of a fleet that was found by counting devices comes first, and is not repeated here.
@@ -44,6 +46,8 @@ LEAST: Final = 10
 _NEARLY_ALL: Final = 0.8
 #: No more looks are taken at once than this.
 MOST: Final = 64
+#: Looks are learnt for so many times the weeks in which nothing is said: a quarter of a year.
+_LONGER: Final = 6
 #: Windows by which devices may run ahead of the others before a look is taken without those.
 _AHEAD: Final = 4
 
@@ -119,6 +123,8 @@ class Common:
     digest: str
     memory: Memory
     windows: Mapping[str, int]  # per device, the last window that was in a look
+    pairs: Floats  # [streams, 4]: of looks in a row, their number, sum, sum of squares and of products
+    before: Floats  # [streams]: the scores of the last look
     devices: tuple[str, ...] = ()  # of the last look
     looks: int = 0
     last: tuple[Shift, ...] = ()
@@ -127,7 +133,20 @@ class Common:
     @classmethod
     def fresh(cls, digest: str, layout: Layout, settings: DriftSettings) -> Common:
         """Nothing seen yet."""
-        return cls(digest=digest, memory=Memory.fresh(layout, settings), windows={})
+        nothing = np.zeros((layout.streams, 4))
+        return cls(digest, Memory.fresh(layout, settings), {}, nothing, np.zeros(layout.streams))
+
+    @property
+    def worth(self) -> Floats:
+        """How many independent looks one of a stream amounts to, at most 1."""
+        n, total, squares, products = self.pairs.T
+        some = np.maximum(n, 1.0)
+        mean = total / some
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rho = (products / some - mean**2) / (squares / some - mean**2)
+        # What chance makes of independent looks is taken for nothing.
+        rho = np.where(np.isfinite(rho) & (rho > 2 / np.sqrt(some)), np.minimum(rho, 0.999), 0.0)
+        return np.asarray((1 - rho) / (1 + rho))
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open-common"):
@@ -183,7 +202,7 @@ def learn(
     memory = common.memory.ranked(number, scores, testable, f"{common.digest} together", math.inf if learning else line)
     if learning:
         memory = replace(memory, sums=np.zeros_like(memory.sums), walk=np.zeros_like(memory.walk))
-    p = _p_values(memory, layout, settings, scores, found)
+    p = _p_values(memory, layout, settings, scores, found, common.worth)
     alpha = settings.budget / settings.horizon_windows / max(layout.streams, 1)
     quiet = ~testable | (p >= alpha)
     memory = memory.learn(
@@ -192,7 +211,7 @@ def learn(
         number,
         healthy=testable & (quiet | learning),
         quiet=quiet,
-        settings=settings,
+        settings=msgspec.structs.replace(settings, baseline=_LONGER * settings.baseline),
     )
     effects = np.array([s.effect for s in found.streams])
     beyond = memory.active & ~quiet & (effects > settings.common_floor)
@@ -202,6 +221,8 @@ def learn(
         common,
         memory=memory,
         windows={**common.windows, **windows},
+        pairs=common.pairs + _pairs(common.before, scores, quiet | learning),
+        before=scores,
         devices=found.devices,
         looks=number + 1,
         last=shifts,
@@ -210,9 +231,20 @@ def learn(
     return after, actions
 
 
-def _p_values(memory: Memory, layout: Layout, settings: DriftSettings, scores: Floats, found: Look) -> Floats:
+def _pairs(before: Floats, scores: Floats, learnt: Bools) -> Floats:
+    """What a look and the one before it add to the sums of their correlation."""
+    both = learnt & (before > 0) & (scores > 0)
+    middle = (before + scores) / 2
+    step = np.stack([np.ones_like(scores), middle, (before**2 + scores**2) / 2, before * scores], axis=-1)
+    return np.where(both[:, None], step, 0.0)
+
+
+def _p_values(
+    memory: Memory, layout: Layout, settings: DriftSettings, scores: Floats, found: Look, worth: Floats
+) -> Floats:
     """Hotelling's, and never below that by the looks before; 1 while there are too few of those."""
     calibration = memory.calibration(layout, settings, seasonal=True)
+    calibration = calibration._replace(blocks=np.maximum(calibration.blocks * worth, 1.0))
     own = np.where(calibration.ready, calibration.p_value(0, scores, np.zeros_like(scores)), 1.0)
     return np.asarray(np.maximum(own, np.array([s.p_value for s in found.streams])))
 
@@ -283,6 +315,8 @@ class _Stored(msgspec.Struct, frozen=True):
     digest: str
     memory: bytes
     windows: dict[str, int]
+    pairs: bytes
+    before: bytes
     devices: tuple[str, ...]
     looks: int
     last: tuple[Shift, ...]
@@ -295,6 +329,8 @@ def to_bytes(common: Common) -> bytes:
         common.digest,
         pack(common.memory),
         dict(common.windows),
+        common.pairs.astype("<f8").tobytes(),
+        common.before.astype("<f8").tobytes(),
         common.devices,
         common.looks,
         common.last,
@@ -311,12 +347,17 @@ def from_bytes(data: bytes) -> Common:
     """
     try:
         stored = msgspec.msgpack.decode(data, type=_Stored)
-    except msgspec.MsgspecError as e:
+        memory = unpack(stored.memory)
+        pairs = np.frombuffer(stored.pairs, "<f8").reshape(len(memory.names), 4)
+        before = np.frombuffer(stored.before, "<f8").reshape(len(memory.names))
+    except (msgspec.MsgspecError, ValueError) as e:
         raise DriftError("drift.unknown", f"What is remembered of the devices together is not readable: {e}") from e
     return Common(
         digest=stored.digest,
-        memory=unpack(stored.memory),
+        memory=memory,
         windows=stored.windows,
+        pairs=pairs,
+        before=before,
         devices=stored.devices,
         looks=stored.looks,
         last=stored.last,

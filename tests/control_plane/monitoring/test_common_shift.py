@@ -133,6 +133,26 @@ def test_nights_that_all_devices_have_are_learnt_as_what_looks_are_like() -> Non
     assert watched.actions == []
 
 
+def test_looks_that_resemble_the_one_before_count_for_fewer() -> None:
+    fleet, alone, alike = Fleet(13), Watched(), Watched()
+    rng, level = np.random.default_rng(14), 0.0
+    for _ in range(60):
+        level = 0.95 * level + np.sqrt(1 - 0.95**2) * rng.standard_normal()
+        alone.learn(fleet.look(0.0))
+        alike.learn(fleet.look(0.2 * level))
+    assert alone.common.worth[0] == 1.0
+    assert alike.common.worth[0] < 0.3
+
+
+def test_weather_that_lasts_for_days_and_comes_again_is_no_alarm() -> None:
+    fleet, watched = Fleet(15), Watched(DriftSettings(warm_up=48, horizon_windows=1_000))
+    rng, level = np.random.default_rng(16), 0.0
+    for _ in range(900):
+        watched.learn(fleet.look(0.1 * level))
+        level = 0.99 * level + np.sqrt(1 - 0.99**2) * rng.standard_normal()
+    assert watched.actions == []
+
+
 def test_nothing_is_said_before_what_is_normal_was_learnt() -> None:
     fleet, watched = Fleet(7), Watched()
     for _ in range(DRIFT.baseline):
