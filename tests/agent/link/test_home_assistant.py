@@ -224,11 +224,12 @@ def test_home_assistant_finds_the_device_reads_its_values_and_sees_it_die(house:
 
 
 def test_turned_off_it_is_removed(house: House, tmp_path: Path) -> None:
-    house.link(home(tmp_path)).stop()
-    assert len(house.retained()) == 1
+    link = house.link(home(tmp_path))
+    until(lambda: len(house.retained()) == 1)
+    link.stop()
     house.link(home(tmp_path, ""))
     until(lambda: not (tmp_path / FILE).exists())
-    assert house.retained() == []
+    until(lambda: house.retained() == [])
 
 
 @pytest.mark.parametrize("prefix", [""], indirect=True)
