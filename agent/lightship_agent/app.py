@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import platform
 import queue
 import secrets
 import signal
@@ -27,7 +26,7 @@ from . import __version__, lean
 from .contract.assignment import Beside
 from .contract.bundle import Bundle, read_bundle
 from .contract.codes import LightshipError, StorageError
-from .contract.messages import AnyRecord, Command, Fault, Heartbeat, Reply, Update
+from .contract.messages import AnyRecord, Command, Fault, Reply, Update
 from .contract.wire import pack
 from .fail_points import fail_point
 from .files import sweep, write_durably
@@ -36,19 +35,15 @@ from .link.asked import Asked, LogLevel
 from .link.client import ControlPlane
 from .link.home_assistant import HomeAssistant
 from .link.outbox import Outbox
-from .link.quality import LinkQuality
 from .link.renewal import CertificateKeeper
 from .link.ring import LAST_SEQ
 from .link.sender import RESEND_SECONDS, Parcel, Sender
 from .link.way import Way
 from .logs import RecentLines, speak_for
 from .monitor.application import ApplicationNumbers
-from .monitor.degraded import Degraded, Mode, state_of
-from .monitor.health import read_health
 from .monitor.monitor import Monitor, StandingFault
 from .monitor.redaction import parse_redaction
 from .monitor.sharing import Sharing
-from .monitor.strain import HOT, Strain
 from .runtime.compat import check_compatible
 from .runtime.memory import trim_memory
 from .runtime.model import load_model
@@ -60,12 +55,10 @@ from .serving.company import Company
 from .serving.dataplane import DataPlane
 from .serving.frames import FrameFace
 from .serving.http import create_app
-from .serving.metrics import Sample, health_samples, plane_samples, render, render_application
 from .serving.mirror import Mirror
 from .serving.repository import Repository, Shelved
 from .serving.residents import Residents
 from .serving.server import HttpServer
-from .serving.slot import most_frequent
 from .settings import Settings
 from .snapshot import snapshot_of
 from .update import machine
@@ -73,6 +66,7 @@ from .update.gate import Gate, Rules
 from .update.rate import bucket_for
 from .update.steps import Timing
 from .update.updater import Bounds, Updater
+from .view import Parts, View, now_ms
 
 if TYPE_CHECKING:
     from .link.mqtt import MqttLink
@@ -84,7 +78,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 #: Without MQTT for so long, reports go over HTTPS.
 HTTPS_FALLBACK_SECONDS = 60.0
-LOW_DISK_MB = 50.0
 #: Within a request Python's lock is given up, and taken back, some four times, and each may have to wait so long.
 SWITCH_SECONDS = 0.0001
 #: Whoever waited for us to serve is answered before we load what the network takes.
@@ -109,8 +102,6 @@ class Agent:
             StorageError: storage.unwritable, storage.corrupt.
         """
         self._settings = settings
-        self._root, self._strain = root, Strain(root)
-        self._seen, self._looking = Degraded(), threading.Lock()
         self._dir = settings.state_dir
         sweep(self._dir)
         identity.recover_identity(self._dir)
@@ -143,7 +134,7 @@ class Agent:
             load=partial(load_model, allowed=self.allowed),
         )
         self._mirror = Mirror()
-        self._application = ApplicationNumbers(_now_ms())
+        self._application = ApplicationNumbers(now_ms())
         self._sharing = Sharing(
             self._dir,
             parse_redaction(settings.share_redact),
@@ -163,7 +154,7 @@ class Agent:
         app = create_app(
             self._plane,
             status=self.status,
-            metrics=self._metrics,
+            metrics=self.metrics,
             repository=repository,
             seconds=settings.http_request_seconds or math.inf,
             told=self._application.take,
@@ -215,6 +206,11 @@ class Agent:
             store_bytes=settings.store_mb * 1_000_000,
         )
         self._updater = Updater(self._dir, self._identity, self._control, self, timing, bounds)
+        parts = Parts(
+            settings, self._identity, self._plane, self._residents, self._monitor, self._mirror, self._application,
+            self._sharing, self._updater, events, reports, self._way,
+        )  # fmt: skip
+        self._view = View(parts, mqtt=lambda: self._mqtt, started=self._started, root=root)
         self._updater.on_acknowledged = self._acknowledged
         self._control.on_asked = self._command
         self._recent, self._log_level = RecentLines(), LogLevel()
@@ -281,7 +277,7 @@ class Agent:
         self._updater.stop()
         self._reporter.join(timeout=10)
         self._mirror.drain(1.0)
-        now = _now_ms()
+        now = now_ms()
         rows = self._sharing.through(self._monitor.flush(now), now)
         self._keep([*rows, *self._mirror.collect(now), *self._application.collect(now)])
         try:
@@ -299,6 +295,14 @@ class Agent:
     def address(self) -> tuple[str, int] | None:
         """Where HTTP is served."""
         return self._http.address
+
+    def status(self) -> dict[str, Any]:
+        """How the agent is, in words that machines can use too."""
+        return self._view.status()
+
+    def metrics(self) -> str:
+        """The same in the text format of Prometheus."""
+        return self._view.metrics()
 
     # What the updater asks of us ------------------------------------------------------------------------------------
 
@@ -380,7 +384,7 @@ class Agent:
         target = action.target
         record = Update(
             s=1,
-            t=_now_ms(),
+            t=now_ms(),
             rollout=target.rollout,
             seq=target.seq,
             digest=target.sha256,
@@ -416,21 +420,21 @@ class Agent:
 
     def _count_rows(self) -> None:
         """Before the rings overflow. A fault of data that begins or ends is reported with the next tick."""
-        self._monitor.count(_now_ms())
+        self._monitor.count(now_ms())
         faults = self._monitor.faults()
         if faults != self._faults:
             self._faults = faults
             self._urgent.set()
 
     def _count_all(self) -> None:
-        counted, beat = self._counted(), self._heartbeat()
+        counted, beat = self._counted(), self._view.heartbeat()
         self._keep([*counted, beat])
         if self._mqtt is not None:
             faults = [f"{fault.feature} of {fault.model}: {fault.kind}" for fault in self._monitor.faults()]
             self._mqtt.tell_home(self._home.values(beat, faults, time.monotonic()))
 
     def _counted(self) -> list[AnyRecord]:
-        now = _now_ms()
+        now = now_ms()
         rows = self._sharing.through(self._monitor.collect(now), now)
         return [*rows, *self._mirror.collect(now), *self._application.collect(now)]
 
@@ -490,39 +494,6 @@ class Agent:
         for outbox in (self._events, self._reports):
             outbox.acknowledge(epoch, seq)
 
-    def _heartbeat(self) -> Heartbeat:
-        health = read_health(self._dir, root=self._root)
-        modes = self._modes(health)
-        return Heartbeat(
-            s=1,
-            t=_now_ms(),
-            running=self._plane.running(),
-            update_state=self._updater.state.phase,
-            assignment_seq=self._updater.state.floor,
-            agent=__version__,
-            onnxruntime=onnxruntime.__version__,
-            machine=platform.machine(),
-            health={**health, **self._vitals(modes)},
-            degraded=tuple(mode.code for mode in modes),
-            errors=most_frequent(self._plane.errors()),
-        )
-
-    def _vitals(self, modes: Sequence[Mode]) -> dict[str, float]:
-        """How the agent itself is, beside the device's health; the names in docs/device-reports.md."""
-        return {
-            "agent_uptime_s": round(time.monotonic() - self._started, 1),
-            "queue_depth": self._plane.admission.inside,
-            "outbox_records": self._events.depth + self._reports.depth,
-            "outbox_dropped": self._events.dropped + self._reports.dropped,
-            "ring_dropped_rows": self._monitor.dropped_rows,
-            "throttled": float(any(mode.code == HOT for mode in modes)),
-            **(self._mqtt.quality.numbers() if self._mqtt is not None else {}),
-            **(self._shared() if self._settings.share_labelled_rows else {}),
-        }
-
-    def _shared(self) -> dict[str, float]:
-        return {"shared_rows_today": self._sharing.today.rows, "shared_rows_left": self._sharing.left(_now_ms())}
-
     def _command(self, verb: str, command: Command) -> None:
         if verb == "check":
             self._updater.poke()
@@ -550,113 +521,10 @@ class Agent:
         self._control.post_reply(packed)
         return True
 
-    # What people ask of us ------------------------------------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        """How the agent is, in words that machines can use too."""
-        state = self._updater.state
-        health = read_health(self._dir, root=self._root)
-        modes = self._modes(health)
-        codes = [mode.code for mode in modes]
-        return {
-            "device": self._identity.device,
-            "agent": __version__,
-            "uptime_seconds": round(time.monotonic() - self._started, 1),
-            "state": state_of(codes),
-            "degraded": codes,
-            "modes": [mode._asdict() for mode in modes],
-            "running": [msgspec.to_builtins(r) for r in self._plane.running()],
-            "beside": self._updater.companions.view(),
-            "faults": [fault._asdict() for fault in self._monitor.faults()],
-            "models": self._residents.view(),
-            "update": {
-                "phase": state.phase,
-                "assignment_seq": state.floor,
-                "current": msgspec.to_builtins(state.current),
-                "previous": msgspec.to_builtins(state.previous),
-                "candidate": msgspec.to_builtins(state.candidate),
-                "penalties": {k: v.until for k, v in state.penalties.items()},
-                "waiting": msgspec.to_builtins(state.waiting),
-                "metadata_expires": dict(self._updater.metadata_expires),
-                "last_code": state.last_code,
-            },
-            "sharing": {
-                "rows_a_report": self._settings.share_labelled_rows,
-                "rows_today": self._sharing.today.rows,
-                "bytes_today": self._sharing.today.bytes,
-            },
-            "link": {
-                "server": self._identity.info.server,
-                "last_answer": self._updater.reached_at,
-                "mqtt": "off" if self._mqtt is None else "up" if self._mqtt.connected.is_set() else "down",
-                "outbox_records": self._events.depth + self._reports.depth,
-                "outbox_dropped": self._events.dropped + self._reports.dropped,
-            },
-            "health": health,
-        }
-
-    def _modes(self, health: dict[str, float]) -> tuple[Mode, ...]:
-        with self._looking:
-            return self._seen.seen(self._degraded(health), _now_ms())
+    # Small state ----------------------------------------------------------------------------------------------------
 
     def _clock_quality(self) -> Literal[0, 1, 2]:
         return self._updater.clock.quality
-
-    def _degraded(self, health: dict[str, float]) -> list[str]:
-        reasons = []
-        if not self._plane.models():
-            reasons.append("serving.no-model")
-        if self._updater.trust_code:
-            reasons.append(self._updater.trust_code)
-        if self._mqtt is not None and self._mqtt.taken_over:
-            reasons.append("link.taken-over")
-        if self._way.unheard(time.monotonic()):
-            reasons.append("link.unacknowledged")
-        if self._events.in_memory or self._reports.in_memory or health.get("disk_free_mb", LOW_DISK_MB) < LOW_DISK_MB:
-            reasons.append("storage.full")
-        if self._updater.clock.is_behind:
-            reasons.append("device.clock")
-        if any(beside["code"] and beside["state"] == "out" for beside in self._updater.companions.view()):
-            reasons.append("update.beside")
-        return [*reasons, *self._strain.codes(), *sorted({fault.code for fault in self._monitor.faults()})]
-
-    def _metrics(self) -> str:
-        health = read_health(self._dir, root=self._root)
-        modes = self._modes(health)
-        link = self._mqtt.quality if self._mqtt is not None else LinkQuality()
-        values = {
-            **plane_samples(self._plane.stats(), self._plane.errors()),
-            **health_samples(health),
-            "lightship_agent_degraded": [Sample(1, {"code": mode.code}) for mode in modes],
-            "lightship_agent_throttled": [Sample(float(any(mode.code == HOT for mode in modes)))],
-            "lightship_agent_queue_depth": [Sample(self._plane.admission.inside)],
-            "lightship_agent_link_connections_total": [Sample(link.connections)],
-            "lightship_agent_link_rtt_seconds": [Sample(link.rtt)] if link.rtt is not None else [],
-            "lightship_agent_model_memory_bytes": [
-                Sample(r.size, {"model": m.name, "version": str(m.version), "busy": str(int(r.busy))})
-                for m, r in self._residents.loaded()
-            ],
-            "lightship_agent_info": [Sample(1, {"version": __version__})],
-            "lightship_agent_uptime_seconds": [Sample(time.monotonic() - self._started)],
-            "lightship_agent_ring_dropped_rows_total": [Sample(self._monitor.dropped_rows)],
-            "lightship_agent_shadow_rows_total": [Sample(self._mirror.rows_total)],
-            "lightship_agent_shadow_agreeing_rows_total": [Sample(self._mirror.same_total)],
-            "lightship_agent_shadow_failures_total": [Sample(self._mirror.failures_total)],
-            "lightship_agent_shadow_dropped_rows_total": [Sample(self._mirror.dropped_total)],
-            "lightship_agent_data_fault": [Sample(1, fault._asdict()) for fault in self._monitor.faults()],
-            "lightship_agent_outbox_records": [Sample(self._events.depth + self._reports.depth)],
-            "lightship_agent_outbox_dropped_total": [Sample(self._events.dropped + self._reports.dropped)],
-            "lightship_agent_update_state": [Sample(1, {"state": self._updater.state.phase})],
-            "lightship_agent_update_waiting": [Sample(float(self._updater.state.waiting is not None))],
-            "lightship_agent_update_penalties": [Sample(self._updater.penalised)],
-            "lightship_agent_metadata_expiry_seconds": [
-                Sample(at - self._updater.clock.now(), {"role": role})
-                for role, at in sorted(self._updater.metadata_expires.items())
-            ],
-        }
-        return render(values) + render_application(self._application.numbers)
-
-    # Small state ----------------------------------------------------------------------------------------------------
 
     def _next_boot(self) -> int:
         path = self._dir / "boot"
@@ -684,7 +552,3 @@ def _whatever_happens(step: Callable[[], None]) -> None:
         log.warning("report: %s: %s", e.code, e)
     except Exception:  # whatever it met, the device must not fall silent
         log.exception("report: unexpected error")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
