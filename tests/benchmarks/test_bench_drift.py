@@ -190,11 +190,19 @@ def test_what_was_measured_before_is_not_measured_again(tmp_path: Path, stored: 
     assert json.loads((tmp_path / "out" / "drift.json").read_text())["bars"] == json.loads(RESULTS.read_text())["bars"]
 
 
+LOST_WHEN_LARGE = (
+    "ms_per_1000_rows", "us_per_row_hot_path", "device_state_bytes", "counting_adds_own_mb", "memory_bytes",
+    "ms_to_merge_1000",
+)  # fmt: skip
+
+
 def _ruined(stored: Parts) -> Parts:
     """The same run, had everything gone wrong."""
     parts = copy.deepcopy(stored)
     for q in parts["quiet"]["found"]:
         q.update(years=1, warnings=99.0, records=99.0, criticals=99.0)
+    for told in parts["weeks"]["found"]:
+        told["criticals"] = [9.0, 9.0]
     for d in parts["delays"]["found"]:
         d["warning"] = None
     for j in parts["joint"]["found"]:
@@ -212,6 +220,5 @@ def _ruined(stored: Parts) -> Parts:
         fault["seen"] = 1.0 if fault["fault"] == "nothing" else 0.0
     cost = parts["cost"]["found"]
     cost["payload"] = dict.fromkeys(cost["payload"], 9_999)
-    for name in ("ms_per_1000_rows", "us_per_row_hot_path", "device_state_bytes", "memory_bytes", "ms_to_merge_1000"):
-        cost[name] = 1e9
+    cost.update(dict.fromkeys(LOST_WHEN_LARGE, 1e9))
     return parts
