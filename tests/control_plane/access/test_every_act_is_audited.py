@@ -91,7 +91,6 @@ UNAUDITED = {
     "fleet/reconciler.py: _ask_devices": "that it was sent; who asked was audited",
     "fleet/reconciler.py: stop": "the lease of the reconciler: housekeeping between replicas",
     "fleet/reconciler.py: _ours": "the same",
-    "monitoring/retrain.py: _say_why": "what a proposal waits for follows from what devices report",
     "monitoring/mqtt_ingest.py: _flush": "a device's report: kept as evidence with its sequence number",
 }
 

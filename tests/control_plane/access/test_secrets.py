@@ -144,6 +144,7 @@ def search(out: Searched, system: WholeSystem, admin: str) -> None:
         "rollout": "none",
         "name": "live.js",
         "experiment": "none",
+        "alert": "none",
     }
     with system.client(admin) as client:
         for path in paths:
