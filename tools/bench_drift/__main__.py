@@ -33,11 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(folder, QUICK if options.quick else Sizes(), again=options.again)
     wanted = [p for p in options.only.replace(",", " ").split() if p] or list(PARTS)
     began = time.monotonic()
-    if {"peers", "real"} & set(wanted):
+    again = options.again or bool(options.only)
+    missing = {p for p in wanted if again or not (work / f"{p}.json").exists()}
+    if missing & {"peers", "real"}:
         _environments(folder)
     for n, part in enumerate(wanted):
         print(f"{time.monotonic() - began:,.0f} s, part {n + 1} of {len(wanted)}", flush=True)
-        _measure(bench, part, work / f"{part}.json", again=options.again or bool(options.only))
+        _measure(bench, part, work / f"{part}.json", again=again)
     if options.measure_only:
         return 0
     return _write(options, work, began)
