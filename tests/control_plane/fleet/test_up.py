@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from tests.control_plane.mqtt import ear
+from tests.control_plane.mqtt import ear, let_in
 from tests.control_plane.things import enrolled, until
 
 from lightship.fleet import certificates
@@ -124,8 +124,7 @@ def test_a_revocation_from_the_command_line_cuts_the_session_of_a_running_device
         with ear(port, "pump-1", one.tls_context()) as session, ear(port, "pump-2", two.tls_context()) as other:
             lightship(tmp_path / "home", "device", "revoke", "pump-1", "--reason", "stolen")
             until(lambda: session.lost)
-            with ear(port, "pump-1", one.tls_context(), welcome=False):
-                pass
+            until(lambda: not let_in(port, "pump-1", one.tls_context()))
             assert other.lost == 0
             other.publish(topics.state("default", "pump-2"), b"still here")
         log = lightship(tmp_path / "home", "audit", "--json")
